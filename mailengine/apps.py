@@ -1,0 +1,18 @@
+"""The app as Django sees it: registers checks and audiences at start-up."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.utils.module_loading import autodiscover_modules
+from django.utils.translation import gettext_lazy as _
+
+
+class MailengineConfig(AppConfig):
+    name = "mailengine"
+    verbose_name = _("Mail")
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from . import checks  # noqa: F401  registers itself
+
+        autodiscover_modules("audiences")

@@ -1,0 +1,71 @@
+"""EmailBackend: for `MAILERS["default"]`, it queues what Django itself sends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from django.core.mail import EmailMessage
+from django.core.mail.backends.base import BaseEmailBackend
+
+logger = logging.getLogger(__name__)
+
+PRIORITY_HEADER = "X-Mailengine-Priority"
+
+
+class EmailBackend(BaseEmailBackend):
+    """Queues mail instead of sending it; a worker sends it after the transaction has committed.
+
+    `stream` and `priority` are OPTIONS of `MAILERS`; one mail's own are its attribute `mailengine`, a dictionary of
+    keywords of `queue_message()`, and its header X-Mailengine-Priority, which does not go out.
+    """
+
+    def __init__(
+        self,
+        fail_silently: bool = False,
+        *,
+        stream: str = "transactional",
+        priority: int | str | None = "high",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.fail_silently = fail_silently
+        self.terms = {"stream": stream, "priority": priority}
+
+    def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
+        """Queue these mails, all or none; how many there were. Mail without recipients is passed over.
+
+        Raises `ValueError` for a mail that can't be sent, unless `fail_silently`.
+        """
+        from django.db import DatabaseError, router, transaction
+
+        from ..models import Message
+
+        emails = [email for email in email_messages if email.recipients()]
+        if not emails:
+            return 0
+        try:
+            with transaction.atomic(using=router.db_for_write(Message)):
+                for email in emails:
+                    self._queue(email)
+        except (ValueError, DatabaseError):
+            # Django's password reset catches everything: without this line a lost mail would leave no trace.
+            logger.exception("%d mails could not be queued", len(emails))
+            if not self.fail_silently:
+                raise
+            return 0
+        return len(emails)
+
+    def _queue(self, email: EmailMessage) -> None:
+        from ..pipeline.enqueue import queue_message
+
+        terms = {**self.terms, **getattr(email, "mailengine", {})}
+        headers = {name: value for name, value in email.extra_headers.items() if name != PRIORITY_HEADER}
+        if len(headers) != len(email.extra_headers):
+            terms["priority"] = email.extra_headers[PRIORITY_HEADER]
+        original, email.extra_headers = email.extra_headers, headers
+        try:
+            queue_message(email, **terms)
+        finally:
+            email.extra_headers = original

@@ -1,0 +1,307 @@
+"""Django's SMTP backend, taught to say how far it got: `SMTPBackend`, for entries of `MAILERS`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import smtplib
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from email import encoders
+from email.policy import SMTP as SMTP_POLICY
+from email.utils import parseaddr
+from enum import Enum
+from typing import Any
+
+import django
+from django.core.exceptions import ImproperlyConfigured
+from django.core.mail import EmailMessage
+from django.core.mail.backends.smtp import EmailBackend as DjangoSMTPBackend
+from django.utils.module_loading import import_string
+
+from ..compat import mailer_aliases, mailer_backend_path, mailer_options
+from ..conf import get_settings
+
+DEFAULT_ALIAS = "default"
+DEFAULT_TIMEOUT_SECONDS = 60.0
+GOODBYE_SECONDS = 2.0
+"""How long we wait for an answer that changes nothing any more: to QUIT, or after a connection broke in the body."""
+
+MODERN_MAIL = django.VERSION >= (6, 0)
+"""Whether Django builds mail with Python's modern email API, and checks envelope addresses itself."""
+
+_SEVEN_BIT = SMTP_POLICY.clone(cte_type="7bit")
+_LEADING_DOT = re.compile(rb"^\.", re.MULTILINE)
+
+
+class Phase(Enum):
+    """How far a dialogue with an SMTP server got. Only in `AWAIT` is it open whether the server took the mail."""
+
+    CONNECT = "connect"
+    GREETING = "greeting"
+    EHLO = "ehlo"
+    STARTTLS = "starttls"
+    AUTH = "auth"
+    MAIL = "mail"
+    RCPT = "rcpt"
+    DATA = "data"
+    BODY = "body"  # some of the mail went out; without its final dot no server may keep it
+    AWAIT = "await"  # all of it went out, the final dot included; the reply was not read
+    DONE = "done"  # the server said yes
+
+
+def phase_of(error: BaseException) -> Phase | None:
+    """The phase in which an `SMTPBackend` raised `error`; None for an error of anybody else."""
+    return getattr(error, "mailengine_phase", None)
+
+
+def set_phase(error: BaseException, phase: Phase) -> None:
+    error.mailengine_phase = phase  # type: ignore[attr-defined]
+
+
+class SMTPBackend(DjangoSMTPBackend):
+    """Django's SMTP backend, with three things more.
+
+    - An error that leaves `open()` or `send_messages()` carries the phase of the dialogue: see `phase_of()`.
+    - Each email handed over gets `mailengine_sha256`, the digest of the very bytes, and `mailengine_refusals`, which
+      maps the addresses that the server would not have to its reply (code, text) while it took the others.
+    - No wait on the socket is longer than the option `timeout` (60 s) and `SEND_DEADLINE_SECONDS`.
+
+    Mail is rendered, 7-bit clean for any server, before the connection is made: ValueError (for a non-ASCII
+    local part too) means that no byte left this host.
+    """
+
+    def __init__(self, fail_silently: bool = False, **options: Any) -> None:
+        if django.VERSION < (6, 1):
+            options = _options_as_on_6_1(type(self), options)
+            fail_silently = options.pop("fail_silently", fail_silently)
+        super().__init__(fail_silently=fail_silently, **options)
+        if django.VERSION < (6, 1):
+            self.alias = options.get("alias")
+        self.timeout = min(self.timeout or DEFAULT_TIMEOUT_SECONDS, get_settings().send_deadline_seconds)
+
+    @property
+    def connection_class(self) -> type[smtplib.SMTP]:
+        return _TLSDialogue if self.use_ssl else _Dialogue
+
+    def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
+        """Send each in turn and return how many the server took; the first error ends it."""
+        sent_count = 0
+        opened_here = False
+        with self._lock:
+            try:
+                for email in email_messages:
+                    recipients = self._envelope_recipients(email)
+                    if not recipients:
+                        continue
+                    sender = self._envelope_address(email.from_email)
+                    content = render(email)
+                    opened = self.open()
+                    if opened is None or not self.connection:
+                        break  # fail_silently, and no connection was to be had
+                    opened_here = opened_here or opened
+                    sent_count += self._send_content(email, sender, recipients, content)
+            finally:
+                if opened_here:
+                    self.close()
+        return sent_count
+
+    def _send_content(self, email: EmailMessage, sender: str, recipients: dict[str, str], content: bytes) -> bool:
+        email.mailengine_refusals = {}  # type: ignore[attr-defined]
+        email.mailengine_sha256 = hashlib.sha256(content).digest()  # type: ignore[attr-defined]
+        try:
+            refused = self.connection.sendmail(  # type: ignore[union-attr]  # open() has been called
+                sender, list(recipients), content
+            )
+        except smtplib.SMTPException:
+            if not self.fail_silently:
+                raise
+            return False
+        email.mailengine_refusals = {  # type: ignore[attr-defined]
+            recipients[address]: reply for address, reply in refused.items()
+        }
+        return True
+
+    def _envelope_recipients(self, email: EmailMessage) -> dict[str, str]:
+        """Each recipient once: the address as SMTP needs it -> the bare address as the email has it."""
+        return {self._envelope_address(address): parseaddr(address)[1] for address in email.recipients()}
+
+    def _envelope_address(self, address: str) -> str:
+        """`Ann <ann@bücher.example>` as `ann@xn--bcher-kva.example`; ValueError for what no envelope can carry."""
+        if MODERN_MAIL:
+            return str(self.prep_address(address))
+        from django.core.mail.message import sanitize_address
+
+        bare_address = parseaddr(address)[1]
+        if not bare_address:
+            raise ValueError(f"Invalid address {address!r}")
+        if not bare_address.rpartition("@")[0].isascii():
+            # Django 5.2 would write to =?utf-8?b?...?=@, which is another mailbox.
+            raise ValueError(f"Invalid address {address!r}: the part before the @ has non-ASCII characters")
+        return parseaddr(sanitize_address(address, "utf-8"))[1]
+
+    def _close_connection(self, connection: smtplib.SMTP) -> None:
+        """Hang up, politely if that is quick. Whatever the server makes of it, mail it took stays taken."""
+        with suppress(OSError):  # smtplib's and ssl's errors are among these
+            if connection.sock is not None:
+                connection.sock.settimeout(GOODBYE_SECONDS)
+            connection.quit()
+        with suppress(OSError):
+            connection.close()
+
+
+def render(email: EmailMessage) -> bytes:
+    """The email as it goes over the wire: CRLF at the end of each line, and no byte above 127.
+
+    We never ask for 8BITMIME, so mail must not depend on it; and the same email gives the same bytes at each server.
+    """
+    if MODERN_MAIL:
+        content = email.message(policy=_SEVEN_BIT).as_bytes()
+    else:
+        message = email.message()
+        for part in message.walk():
+            if str(part["Content-Transfer-Encoding"]).lower() == "8bit" and not part.is_multipart():
+                del part["Content-Transfer-Encoding"]
+                encoders.encode_quopri(part)
+        content = message.as_bytes(linesep="\r\n")  # type: ignore[call-arg]
+    return content if content.endswith(b"\r\n") else content + b"\r\n"
+
+
+class _Dialogue(smtplib.SMTP):
+    """smtplib's client, which knows how far it got, and marks its errors with that."""
+
+    phase = Phase.CONNECT
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with self._marking_errors():
+            super().__init__(*args, **kwargs)
+
+    def getreply(self) -> tuple[int, bytes]:
+        if self.phase is Phase.CONNECT:
+            self.phase = Phase.GREETING  # connected: the first thing to read is the greeting
+        return super().getreply()
+
+    def ehlo(self, name: str = "") -> tuple[int, bytes]:
+        self.phase = Phase.EHLO
+        return super().ehlo(name)
+
+    def helo(self, name: str = "") -> tuple[int, bytes]:
+        self.phase = Phase.EHLO
+        return super().helo(name)
+
+    def starttls(self, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
+        with self._marking_errors():
+            self.ehlo_or_helo_if_needed()
+            self.phase = Phase.STARTTLS
+            return super().starttls(*args, **kwargs)
+
+    def login(self, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
+        with self._marking_errors():
+            self.ehlo_or_helo_if_needed()
+            self.phase = Phase.AUTH
+            return super().login(*args, **kwargs)
+
+    def sendmail(self, *args: Any, **kwargs: Any) -> dict[str, tuple[int, bytes]]:
+        self.phase = Phase.MAIL  # no longer the DONE of the mail before
+        with self._marking_errors():
+            return super().sendmail(*args, **kwargs)
+
+    def mail(self, sender: str, options: Sequence[str] = ()) -> tuple[int, bytes]:
+        self.phase = Phase.MAIL
+        return super().mail(sender, options)
+
+    def rcpt(self, recip: str, options: Sequence[str] = ()) -> tuple[int, bytes]:
+        self.phase = Phase.RCPT
+        return super().rcpt(recip, options)
+
+    def data(self, msg: Any) -> tuple[int, bytes]:
+        """Hand over the content, and give back the server's final reply; any 2xx counts as 250."""
+        self.phase = Phase.DATA
+        code, reply = self.docmd("data")
+        if code != 354:
+            raise smtplib.SMTPDataError(code, reply)
+        self.phase = Phase.BODY
+        self._send_body(msg if msg.endswith(b"\r\n") else msg + b"\r\n")
+        self.phase = Phase.AWAIT
+        code, reply = self.getreply()
+        if 200 <= code <= 299:
+            self.phase = Phase.DONE
+            code = 250  # smtplib would take a 251 for a refusal
+        return code, reply
+
+    def _send_body(self, body: bytes) -> None:
+        sock = self.sock
+        if sock is None:
+            raise smtplib.SMTPServerDisconnected("Not connected any more")
+        try:
+            sock.sendall(_LEADING_DOT.sub(b"..", body) + b".\r\n")
+        except OSError as error:
+            reply = self._premature_reply(sock)
+            self.close()
+            if reply is not None:
+                raise smtplib.SMTPDataError(*reply) from error
+            raise smtplib.SMTPServerDisconnected(f"Connection lost within the body: {error}") from error
+
+    def _premature_reply(self, sock: socket.socket) -> tuple[int, bytes] | None:
+        """What the server said before it hung up on us, if it said no: `552 too big`, say."""
+        with suppress(OSError):
+            sock.settimeout(GOODBYE_SECONDS)
+            code, reply = self.getreply()
+            if 400 <= code <= 599:
+                return code, reply
+        return None
+
+    def _rset(self) -> None:
+        """Clean up after a refusal. The refusal has been read: trouble now must not hide it."""
+        try:
+            self.rset()
+        except OSError:
+            self.close()
+
+    @contextmanager
+    def _marking_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            set_phase(error, self.phase)
+            raise
+
+
+class _TLSDialogue(_Dialogue, smtplib.SMTP_SSL):
+    """The same over TLS from the first byte."""
+
+
+def _options_as_on_6_1(backend_class: type[SMTPBackend], options: dict[str, Any]) -> dict[str, Any]:
+    """What Django 6.1 would have built the backend with: its entry of `MAILERS`, and nothing of `EMAIL_HOST_USER`.
+
+    Django 5.2 builds `EMAIL_BACKEND` without options; and options it was not given it takes from `EMAIL_*`, where
+    another server's password may be.
+    """
+    if not options:
+        options = _options_from_settings(backend_class)
+    if "host" not in options:
+        return options  # a project of before MAILERS: EMAIL_HOST and its like
+    port = 465 if options.get("use_ssl") else 587 if options.get("use_tls") else 25
+    unset = {"port": port, "username": "", "password": "", "use_tls": False, "use_ssl": False}
+    unset |= {"ssl_keyfile": "", "ssl_certfile": "", "timeout": DEFAULT_TIMEOUT_SECONDS}
+    return unset | {name: value for name, value in options.items() if value is not None}
+
+
+def _options_from_settings(backend_class: type[SMTPBackend]) -> dict[str, Any]:
+    """The OPTIONS and alias of the entry of `MAILERS` that names this class; empty where none does."""
+    name = backend_class.__name__
+    aliases = [
+        alias
+        for alias in mailer_aliases()
+        if (path := mailer_backend_path(alias)).endswith(f".{name}") and import_string(path) is backend_class
+    ]
+    if len(aliases) > 1 and DEFAULT_ALIAS not in aliases:
+        raise ImproperlyConfigured(
+            f"{name} was built without options, and MAILERS has it as {', '.join(map(repr, aliases))}. "
+            f"Build it with the options of one of them, or name one {DEFAULT_ALIAS!r}."
+        )
+    if not aliases:
+        return {}
+    alias = DEFAULT_ALIAS if DEFAULT_ALIAS in aliases else aliases[0]
+    return {"alias": alias, **mailer_options(alias)}

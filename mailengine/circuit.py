@@ -1,0 +1,147 @@
+"""The circuit breaker of one provider: values in, values out, no Django.
+
+Closed, the provider is in use. After `unhealthy_threshold` bad rounds in a row it opens: nothing goes there but one
+message at a time, the probe, each `probe_interval_seconds`. A good probe is followed at once by the next, then by two,
+four, eight together, and after `healthy_threshold` good rounds the circuit closes. One that opens again soon after
+closing is probed ever more rarely; one that was misconfigured isn't, since a repair should show at once.
+
+Callers keep a `Circuit` in the database, lock it, call one function and store what comes back if it differs: a good
+round on a healthy circuit gives the same value, hence writes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+RELAPSE_INTERVALS = 10
+"""A circuit that opens again within so many intervals of closing has relapsed."""
+LONGEST_INTERVALS = 10
+"""A relapsing circuit is probed at least once in so many intervals."""
+FIRST_PAUSE_SECONDS = 30.0
+"""How long a provider that asks us to slow down without saying for how long is left alone; doubles each time."""
+LONGEST_PAUSE_SECONDS = 3_600.0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the settings say of circuits."""
+
+    unhealthy_threshold: int = 3
+    healthy_threshold: int = 2
+    probe_interval_seconds: float = 60
+    send_deadline_seconds: float = 60
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """The health of one provider, as all processes and hosts share it. All instants are aware."""
+
+    is_open: bool = False
+    bad_rounds: int = 0
+    """In a row, while closed."""
+    good_rounds: int = 0
+    """In a row, while open."""
+    misconfigured: bool = False
+    """Opened by a fault of ours (a wrong password, say): the admin was told, and must mend it."""
+    opened_at: datetime | None = None
+    closed_at: datetime | None = None
+    interval_factor: int = 1
+    """How many probe intervals lie between two probes; above 1 after a relapse."""
+    probe_at: datetime | None = None
+    """While open: when the next probe may start."""
+    probes_left: int = 0
+    """While open, after a good probe: how many more may start at once."""
+    throttled_until: datetime | None = None
+    throttle_count: int = 0
+    """How often in a row it asked us to slow down without saying for how long."""
+
+    def is_throttled(self, *, now: datetime) -> bool:
+        return self.throttled_until is not None and now < self.throttled_until
+
+    def is_usable(self, *, now: datetime) -> bool:
+        """Whether any mail may go there now."""
+        return not self.is_open and not self.is_throttled(now=now)
+
+    def probe_is_due(self, *, now: datetime) -> bool:
+        if not self.is_open or self.is_throttled(now=now):
+            return False
+        return self.probes_left > 0 or self.probe_at is None or now >= self.probe_at
+
+
+def start_probe(circuit: Circuit, *, now: datetime, policy: Policy) -> Circuit:
+    """The circuit with one probe under way, which `probe_is_due` allowed.
+
+    Should the prober die, the next probe may start when its result can no longer come.
+    """
+    if circuit.probes_left > 0:
+        return replace(circuit, probes_left=circuit.probes_left - 1)
+    wait = max(_interval(circuit, policy), policy.send_deadline_seconds)
+    return replace(circuit, probe_at=now + timedelta(seconds=wait))
+
+
+def return_probe(circuit: Circuit, *, now: datetime) -> Circuit:
+    """The circuit after a probe that said nothing about the provider: the next may start at once."""
+    return replace(circuit, probe_at=now) if circuit.is_open else circuit
+
+
+def after_good(circuit: Circuit, *, now: datetime, policy: Policy) -> Circuit:
+    """The circuit after a handover that the provider accepted."""
+    if not circuit.is_open:
+        if circuit.is_throttled(now=now):  # it was under way when we were asked to wait, and ends no wait
+            return replace(circuit, bad_rounds=0)
+        return replace(circuit, bad_rounds=0, throttled_until=None, throttle_count=0)
+    good = circuit.good_rounds + 1
+    if good < policy.healthy_threshold:
+        return replace(circuit, good_rounds=good, probe_at=now, probes_left=_ramp(good))
+    return Circuit(closed_at=now, interval_factor=circuit.interval_factor)
+
+
+def after_bad(circuit: Circuit, *, now: datetime, policy: Policy, misconfigured: bool = False) -> Circuit:
+    """The circuit after a handover that failed by the provider's fault, or by our configuration of it."""
+    if circuit.is_open:
+        still = replace(circuit, good_rounds=0, probes_left=0, misconfigured=circuit.misconfigured or misconfigured)
+        return replace(still, probe_at=now + timedelta(seconds=_interval(still, policy)))
+    bad = circuit.bad_rounds + 1
+    if bad < policy.unhealthy_threshold and not misconfigured:
+        return replace(circuit, bad_rounds=bad)
+    opened = replace(
+        circuit,
+        is_open=True,
+        bad_rounds=bad,
+        good_rounds=0,
+        misconfigured=misconfigured,
+        opened_at=now,
+        interval_factor=_factor_on_opening(circuit, now=now, policy=policy, misconfigured=misconfigured),
+        probes_left=0,
+    )
+    return replace(opened, probe_at=now + timedelta(seconds=_interval(opened, policy)))
+
+
+def after_throttle(circuit: Circuit, *, now: datetime, retry_after_seconds: float | None) -> Circuit:
+    """The circuit after the provider asked us to slow down: it waits, which isn't bad."""
+    if retry_after_seconds is None:
+        wait = min(FIRST_PAUSE_SECONDS * 2**circuit.throttle_count, LONGEST_PAUSE_SECONDS)
+        circuit = replace(circuit, throttle_count=circuit.throttle_count + 1)
+    else:
+        wait = min(max(retry_after_seconds, 1.0), LONGEST_PAUSE_SECONDS)
+    until = now + timedelta(seconds=wait)
+    return replace(circuit, throttled_until=max(until, circuit.throttled_until or until))
+
+
+def _ramp(good_rounds: int) -> int:
+    """How many probes may follow at once after so many good ones: 1, 2, 4, 8, …"""
+    return int(2 ** min(good_rounds - 1, 10))
+
+
+def _interval(circuit: Circuit, policy: Policy) -> float:
+    return policy.probe_interval_seconds * circuit.interval_factor
+
+
+def _factor_on_opening(circuit: Circuit, *, now: datetime, policy: Policy, misconfigured: bool) -> int:
+    if misconfigured or circuit.closed_at is None:
+        return 1
+    relapse_seconds = RELAPSE_INTERVALS * policy.probe_interval_seconds
+    if (now - circuit.closed_at).total_seconds() > relapse_seconds:
+        return 1
+    return min(circuit.interval_factor * 2, LONGEST_INTERVALS)

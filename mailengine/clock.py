@@ -1,0 +1,77 @@
+"""One clock for everybody: the database's, in UTC.
+
+Hosts' clocks differ; leases, due times and windows are compared by the one clock that all of them share. Python's own
+clock is used for nothing but how long something took.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from django.db import connections, models
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models.sql.compiler import SQLCompiler
+
+_offset_seconds = 0.0
+
+
+def set_offset(seconds: float) -> None:
+    """Shift the clock by so many seconds. For `mailengine.testing` alone: it is the clock of tests."""
+    global _offset_seconds
+    _offset_seconds = seconds
+
+
+class DatabaseNow(models.Func):
+    """The database's clock in UTC, give or take `seconds`. Django's own `Now()` gives the session's zone on MariaDB."""
+
+    output_field = models.DateTimeField()
+
+    def __init__(self, seconds: float = 0, **extra: Any) -> None:
+        super().__init__(**extra)
+        self.seconds = seconds
+
+    @property
+    def _shift(self) -> float:
+        return self.seconds + _offset_seconds
+
+    def as_sql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **_: Any) -> tuple[str, list[str]]:  # type: ignore[override]
+        raise NotImplementedError(
+            f"mailengine has no clock for {connection.vendor}; it runs on SQLite, PostgreSQL, MySQL"
+        )
+
+    def as_postgresql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **_: Any) -> tuple[str, list[str]]:
+        # Not now(): that stands still for the length of a transaction.
+        sql = "STATEMENT_TIMESTAMP()"
+        return (f"({sql} + INTERVAL '{self._shift:.6f} seconds')" if self._shift else sql), []
+
+    def as_mysql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **_: Any) -> tuple[str, list[str]]:
+        sql = "UTC_TIMESTAMP(6)"
+        return (f"({sql} + INTERVAL {round(self._shift * 1e6)} MICROSECOND)" if self._shift else sql), []
+
+    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **_: Any) -> tuple[str, Any]:
+        modifier = f", '{self._shift:+.3f} seconds'" if self._shift else ""
+        # The doubled percent signs become single ones when Django hands the parameters over.
+        return f"STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'now'{modifier})", []
+
+
+def db_now(seconds: float = 0) -> DatabaseNow:
+    """An expression for this instant by the database's clock, or for `seconds` after it."""
+    return DatabaseNow(seconds)
+
+
+def read_now(using: str) -> datetime:
+    """This instant by the clock of the database `using`, as an aware datetime."""
+    from django.db.models.sql import Query
+
+    connection = connections[using]
+    expression = DatabaseNow()
+    compiler = Query(None).get_compiler(connection=connection)
+    sql, params = compiler.compile(expression)
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {sql}", params or ())
+        (value,) = cursor.fetchone()
+    for convert in [*connection.ops.get_db_converters(expression), *expression.get_db_converters(connection)]:
+        value = convert(value, expression, connection)
+    instant: datetime = value
+    return instant

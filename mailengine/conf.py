@@ -1,0 +1,321 @@
+"""The `MAILENGINE` setting as frozen values: every name, its unit, its default.
+
+Read it with `get_settings()` at the time of use, so that tests override it. What is wrong in it is collected as
+`problems()`, which the system checks report; nothing here raises for a bad key, so that a typing error can't stop mail.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from django.conf import settings as django_settings
+
+from .errors import UnknownProvider, UnknownStream, did_you_mean
+
+DAY = 86_400
+URGENT = 0
+"""`Priority.URGENT`, needed below the models."""
+
+STRATEGIES = ("ordered", "sticky")
+UNCERTAIN_POLICIES = ("resend", "hold")
+LATER = {
+    "PROVIDERS": {"WEIGHT", "RATE", "ALLOWED_SENDERS", "BATCH"},
+    "STREAMS": {"SHARE", "FAILOVER", "KICK", "UNDO_SECONDS"},
+    "STRATEGY": {"weighted", "spread"},
+}
+"""Names that the documentation promises for a later version: known, but without effect so far, and a check says so."""
+
+
+@dataclass(frozen=True)
+class ProviderPolicy:
+    """What `MAILENGINE["PROVIDERS"][alias]` says of one provider."""
+
+    alias: str
+    connections: int | None = None
+    """Sends in flight at once in one process; None: as many as the process has."""
+
+
+@dataclass(frozen=True)
+class StreamPolicy:
+    """What `MAILENGINE["STREAMS"][name]` says of one kind of mail."""
+
+    name: str
+    priority: int
+    providers: tuple[str, ...] | None = None
+    """Aliases in order of preference; None: all providers."""
+    strategy: str | None = None
+    """None: as `MAILENGINE["STRATEGY"]`."""
+    lifetime_seconds: float = 5 * DAY
+    """How long after its first deferral a message is still tried."""
+    uncertain: str = "resend"
+    uncertain_window_seconds: float | None = None
+    default_window_seconds: float = 3_600
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The whole of `MAILENGINE`, with its defaults."""
+
+    providers: Mapping[str, ProviderPolicy] = field(default_factory=dict)
+    strategy: str = "ordered"
+    streams: Mapping[str, StreamPolicy] = field(default_factory=dict)
+    connections: int = 8
+    claim_batch: int = 0  # 0: twice `connections`
+    lease_seconds: float = 240
+    send_deadline_seconds: float = 60
+    max_attempts: int = 35
+    backoff_first_seconds: float = 60
+    backoff_longest_seconds: float = 14_400
+    unhealthy_threshold: int = 3
+    healthy_threshold: int = 2
+    probe_interval_seconds: float = 60
+    uncertain_window_seconds: float | None = None
+    alert_mailer: str | None = None
+
+    @property
+    def batch(self) -> int:
+        """Rows in one claim."""
+        return self.claim_batch or 2 * self.connections
+
+    @property
+    def lease_margin_seconds(self) -> float:
+        """What a lease must outlast the deadline of a send by, so that its holder can still record what happened."""
+        return min(15.0, self.lease_seconds / 10)
+
+    @property
+    def trusted_seconds(self) -> float:
+        """How long after a claim a handover may still begin: it must be over before the lease is."""
+        return self.lease_seconds - self.lease_margin_seconds - self.send_deadline_seconds
+
+    def provider(self, alias: str) -> ProviderPolicy:
+        try:
+            return self.providers[alias]
+        except KeyError:
+            raise UnknownProvider(alias, known=self.providers) from None
+
+    def stream(self, name: str) -> StreamPolicy:
+        try:
+            return self.streams[name]
+        except KeyError:
+            raise UnknownStream(name, known=self.streams) from None
+
+    def policy_for(self, name: str) -> StreamPolicy:
+        """The stream's policy; for mail of a stream that the settings no longer have, that of `transactional`.
+
+        Mail outlives settings: what was queued is sent, whatever became of its stream's entry.
+        """
+        return self.streams.get(name) or self.streams["transactional"]
+
+    def aliases_for(self, stream: str) -> tuple[str, ...]:
+        """The providers that may carry this stream, in order of preference."""
+        chosen = self.policy_for(stream).providers
+        return tuple(self.providers) if chosen is None else tuple(alias for alias in chosen if alias in self.providers)
+
+    def strategy_for(self, stream: str) -> str:
+        return self.policy_for(stream).strategy or self.strategy
+
+    def uncertain_window(self, stream: str, *, priority: int) -> float:
+        """Seconds to wait for proof after an uncertain handover, before the message is sent once more or kept."""
+        policy = self.policy_for(stream)
+        if policy.uncertain_window_seconds is not None:
+            return policy.uncertain_window_seconds
+        if self.uncertain_window_seconds is not None:
+            return self.uncertain_window_seconds
+        return 30 if priority <= URGENT else policy.default_window_seconds
+
+
+STREAMS = {
+    "transactional": StreamPolicy("transactional", priority=20, default_window_seconds=600),
+    "bulk": StreamPolicy("bulk", priority=40),
+}
+"""The two that exist from the start; the project's own merge over them."""
+
+NUMBERS = {
+    "CONNECTIONS": 1,
+    "CLAIM_BATCH": 1,
+    "LEASE_SECONDS": 1,
+    "SEND_DEADLINE_SECONDS": 0.1,
+    "MAX_ATTEMPTS": 1,
+    "BACKOFF_FIRST_SECONDS": 0,
+    "BACKOFF_LONGEST_SECONDS": 0,
+    "UNHEALTHY_THRESHOLD": 1,
+    "HEALTHY_THRESHOLD": 1,
+    "PROBE_INTERVAL_SECONDS": 0,
+    "UNCERTAIN_WINDOW_SECONDS": 0,
+    "LIFETIME_SECONDS": 0,
+}
+"""The smallest value each number may have."""
+
+_WHOLE = {"CONNECTIONS", "CLAIM_BATCH", "MAX_ATTEMPTS", "UNHEALTHY_THRESHOLD", "HEALTHY_THRESHOLD"}
+_TOP = {f.name.upper() for f in fields(Settings)}
+_PROVIDER = {"CONNECTIONS"}
+_STREAM = {"PROVIDERS", "PRIORITY", "STRATEGY", "LIFETIME_SECONDS", "UNCERTAIN", "UNCERTAIN_WINDOW_SECONDS"}
+PRIORITIES = {"URGENT": 0, "HIGH": 10, "NORMAL": 20, "LOW": 30, "BULK": 40}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong in `MAILENGINE`: what was seen, and the mend."""
+
+    text: str
+    hint: str
+    serious: bool = True
+
+
+def get_settings() -> Settings:
+    """The settings as they are now. Entries that make no sense are left at their defaults; see `problems()`."""
+    return _read(_fingerprint(_raw()))[0]
+
+
+def problems() -> tuple[Problem, ...]:
+    """Everything that is wrong in `MAILENGINE`, in the order it stands there."""
+    return _read(_fingerprint(_raw()))[1]
+
+
+def _raw() -> object:
+    return getattr(django_settings, "MAILENGINE", {})
+
+
+def _fingerprint(raw: object) -> str:
+    return json.dumps(raw, default=repr)
+
+
+@functools.lru_cache(maxsize=8)
+def _read(document: str) -> tuple[Settings, tuple[Problem, ...]]:
+    found: list[Problem] = []
+    raw = json.loads(document)
+    if not isinstance(raw, dict):
+        found.append(Problem(f"MAILENGINE is {raw!r}.", "It is a dictionary of settings."))
+        raw = {}
+    found.extend(_unknown(raw, known=_TOP, where="MAILENGINE"))
+    providers = _providers(raw.get("PROVIDERS", {}), found)
+    streams = _streams(raw.get("STREAMS", {}), providers, found)
+    values: dict[str, Any] = {"providers": providers, "streams": streams}
+    for name, value in raw.items():
+        if name in NUMBERS and name in _TOP and _is_number(name, value, where="MAILENGINE", found=found):
+            values[name.lower()] = value
+    if _is_strategy(raw.get("STRATEGY", "ordered"), where='MAILENGINE["STRATEGY"]', found=found):
+        values["strategy"] = raw.get("STRATEGY", "ordered")
+    values["alert_mailer"] = raw.get("ALERT_MAILER")
+    settings = Settings(**values)
+    if settings.trusted_seconds < 0:
+        needed = f"at least SEND_DEADLINE_SECONDS + {settings.lease_margin_seconds:g}"
+        found.append(
+            Problem(
+                f"LEASE_SECONDS is {settings.lease_seconds:g}: a send may outlive its lease.",
+                f"Make it {needed}, or shorten SEND_DEADLINE_SECONDS ({settings.send_deadline_seconds:g}).",
+            )
+        )
+    return settings, tuple(found)
+
+
+def _providers(raw: object, found: list[Problem]) -> dict[str, ProviderPolicy]:
+    if isinstance(raw, list):
+        raw = {alias: {} for alias in raw}
+    if not isinstance(raw, dict):
+        found.append(
+            Problem(f'MAILENGINE["PROVIDERS"] is {raw!r}.', "It is a dictionary or a list of MAILERS aliases.")
+        )
+        return {}
+    policies = {}
+    for alias, entry in raw.items():
+        where = f'MAILENGINE["PROVIDERS"][{alias!r}]'
+        policy = ProviderPolicy(alias)
+        if not isinstance(entry, dict):
+            found.append(Problem(f"{where} is {entry!r}.", "It is a dictionary, empty for the defaults."))
+            entry = {}
+        found.extend(_unknown(entry, known=_PROVIDER, where=where, later=LATER["PROVIDERS"]))
+        if "CONNECTIONS" in entry and _is_number("CONNECTIONS", entry["CONNECTIONS"], where=where, found=found):
+            policy = replace(policy, connections=entry["CONNECTIONS"])
+        policies[alias] = policy
+    return policies
+
+
+def _streams(raw: object, providers: Mapping[str, ProviderPolicy], found: list[Problem]) -> dict[str, StreamPolicy]:
+    streams = dict(STREAMS)
+    if not isinstance(raw, dict):
+        found.append(Problem(f'MAILENGINE["STREAMS"] is {raw!r}.', "It is a dictionary of streams by name."))
+        return streams
+    for name, entry in raw.items():
+        where = f'MAILENGINE["STREAMS"][{name!r}]'
+        if not isinstance(entry, dict):
+            found.append(Problem(f"{where} is {entry!r}.", "It is a dictionary, empty for the defaults."))
+            entry = {}
+        found.extend(_unknown(entry, known=_STREAM, where=where, later=LATER["STREAMS"]))
+        base = streams.get(name) or StreamPolicy(name, priority=PRIORITIES["NORMAL"])
+        streams[name] = replace(base, **dict(_stream_values(entry, providers, where=where, found=found)))
+    return streams
+
+
+def _stream_values(
+    entry: Mapping[str, Any], providers: Mapping[str, ProviderPolicy], *, where: str, found: list[Problem]
+) -> Iterator[tuple[str, Any]]:
+    for name, value in entry.items():
+        if name in NUMBERS and _is_number(name, value, where=where, found=found):
+            yield name.lower(), value
+        elif name == "STRATEGY" and _is_strategy(value, where=f"{where}[{name!r}]", found=found):
+            yield "strategy", value
+        elif name == "UNCERTAIN":
+            if value in UNCERTAIN_POLICIES:
+                yield "uncertain", value
+            else:
+                found.append(Problem(f'{where}["UNCERTAIN"] is {value!r}.', 'It is "resend" or "hold".'))
+        elif name == "PRIORITY":
+            if isinstance(value, str) and value.upper() in PRIORITIES:
+                value = PRIORITIES[value.upper()]
+            if isinstance(value, int) and 0 <= value <= 100:
+                yield "priority", value
+            else:
+                found.append(
+                    Problem(f'{where}["PRIORITY"] is {value!r}.', f"It is one of {', '.join(PRIORITIES)}, or 0 to 100.")
+                )
+        elif name == "PROVIDERS":
+            aliases = value if isinstance(value, list) else [value]
+            for alias in aliases:
+                if alias not in providers:
+                    hint = did_you_mean(alias, providers).strip() or 'Add it to MAILENGINE["PROVIDERS"].'
+                    found.append(Problem(f'{where}["PROVIDERS"] names {alias!r}, which is no provider.', hint))
+            yield "providers", tuple(aliases)
+
+
+def _unknown(
+    entry: Mapping[str, object],
+    *,
+    known: set[str],
+    where: str,
+    later: set[str] = frozenset(),  # type: ignore[assignment]
+) -> Iterator[Problem]:
+    for name in entry:
+        if name in later:
+            yield Problem(
+                f"{where} has {name!r}, which has no effect in this version.", "Leave it out for now.", serious=False
+            )
+        elif name not in known:
+            yield Problem(f"{where} has no setting {name!r}.", did_you_mean(name, known).strip())
+
+
+def _is_number(name: str, value: object, *, where: str, found: list[Problem]) -> bool:
+    least = NUMBERS[name]
+    if value is None and name == "UNCERTAIN_WINDOW_SECONDS":
+        return True
+    kinds = (int,) if name in _WHOLE else (int, float)
+    if isinstance(value, kinds) and not isinstance(value, bool) and value >= least:
+        return True
+    kind = "a whole number" if name in _WHOLE else "a number"
+    found.append(Problem(f"{where}[{name!r}] is {value!r}.", f"It is {kind}, {least} or more."))
+    return False
+
+
+def _is_strategy(value: object, *, where: str, found: list[Problem]) -> bool:
+    if value in STRATEGIES:
+        return True
+    if value in LATER["STRATEGY"]:
+        hint = f"This version has {' and '.join(STRATEGIES)}; mail goes out as with 'ordered'."
+        found.append(Problem(f"{where} is {value!r}, which has no effect in this version.", hint, serious=False))
+    else:
+        found.append(Problem(f"{where} is {value!r}.", did_you_mean(value, STRATEGIES).strip()))
+    return False

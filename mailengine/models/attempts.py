@@ -1,0 +1,97 @@
+"""The ledger: one row for one try at one provider."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from django.db import models
+from django.db.models import Max, Q
+from django.utils.translation import gettext_lazy as _
+
+from ..clock import db_now
+from ..outcomes import CODE_LENGTH, Kind, Outcome
+from .messages import Message
+from .workers import Worker
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the ledger says of one message."""
+
+    last_number: int = 0
+    accepted: bool = False
+
+
+class AttemptQuerySet(models.QuerySet["Attempt"]):
+    def records(self, message_ids: Iterable[UUID]) -> dict[UUID, Record]:
+        """What the ledger says of each of these messages; those it does not know are left out."""
+        rows = (
+            self.filter(message_id__in=list(message_ids))
+            .values("message_id")
+            .annotate(last=Max("number"), accepted=models.Count("id", filter=Q(outcome=Kind.ACCEPTED)))
+            .order_by()
+        )
+        return {row["message_id"]: Record(row["last"], row["accepted"] > 0) for row in rows}
+
+    def begin(self, numbers: Mapping[UUID, tuple[int, str]], *, worker: Worker) -> None:
+        """Enter that these messages are about to be handed over: id → (number of the attempt, provider)."""
+        self.bulk_create(
+            [
+                Attempt(message_id=message_id, number=number, provider=provider, worker=worker, begun_at=db_now())
+                for message_id, (number, provider) in numbers.items()
+            ]
+        )
+
+    def end(self, message_id: UUID, number: int, outcome: Outcome) -> None:
+        """Enter what came of it. A late result of an attempt that was given up as lost replaces that entry."""
+        self.filter(message_id=message_id, number=number).update(
+            ended_at=db_now(),
+            outcome=outcome.kind,
+            code=outcome.code,
+            detail=outcome.detail,
+            sha256=outcome.sha256 or None,
+        )
+
+    def open(self) -> AttemptQuerySet:
+        return self.filter(ended_at=None)
+
+
+OUTCOMES = [(kind.value, _(kind.value)) for kind in Kind]
+
+
+class Attempt(models.Model):
+    """One handover of one message to one provider, begun before its first byte and ended by its outcome."""
+
+    message = models.ForeignKey(Message, on_delete=models.CASCADE, related_name="attempts", db_index=False)
+    number = models.PositiveSmallIntegerField(_("number"))
+    provider = models.CharField(_("provider"), max_length=64)
+    worker = models.ForeignKey(
+        Worker, on_delete=models.DO_NOTHING, null=True, related_name="+", db_index=False, db_constraint=False
+    )
+    begun_at = models.DateTimeField(_("begun"))
+    ended_at = models.DateTimeField(_("ended"), null=True)
+    outcome = models.CharField(_("outcome"), max_length=14, blank=True, choices=OUTCOMES)
+    code = models.CharField(_("code"), max_length=CODE_LENGTH, blank=True)
+    detail = models.TextField(_("detail"), blank=True)
+    sha256 = models.BinaryField(_("SHA-256 of the bytes sent"), max_length=32, null=True)
+
+    objects = AttemptQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("attempt")
+        verbose_name_plural = _("attempts")
+        ordering = ["message", "number"]
+        constraints = [
+            # Two workers that both think a message theirs can't both begin it.
+            models.UniqueConstraint(fields=["message", "number"], name="mailengine_one_attempt"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.number}. {self.provider} {self.outcome or '…'}"
+
+    @property
+    def result(self) -> Outcome | None:
+        """The outcome as a value, once there is one."""
+        return Outcome(Kind(self.outcome), code=self.code, detail=self.detail) if self.outcome else None

@@ -1,0 +1,35 @@
+"""Indexes on what is still to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.db import models
+from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+from django.db.backends.ddl_references import Statement
+from django.db.models import Q
+
+
+class OpenIndex(models.Index):
+    """An index on the rows in some states alone: it stays small however many finished rows there are.
+
+    Partial on PostgreSQL. MariaDB and MySQL have no partial indexes, and SQLite can't use one with bound parameters;
+    there it is a whole index that begins with the status.
+    """
+
+    def __init__(self, *, fields: Sequence[str], statuses: Sequence[str], name: str) -> None:
+        self.statuses = list(statuses)
+        super().__init__(fields=fields, name=name, condition=Q(status__in=self.statuses))
+
+    def deconstruct(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        path = f"{type(self).__module__}.{type(self).__qualname__}"
+        return path, (), {"fields": self.fields, "statuses": self.statuses, "name": self.name}
+
+    def create_sql(
+        self, model: type[models.Model], schema_editor: BaseDatabaseSchemaEditor, using: str = "", **kwargs: Any
+    ) -> Statement:
+        if schema_editor.connection.vendor == "postgresql":
+            return super().create_sql(model, schema_editor, using=using, **kwargs)
+        whole = models.Index(fields=["status", *self.fields], name=self.name)
+        return whole.create_sql(model, schema_editor, using=using, **kwargs)

@@ -1,0 +1,475 @@
+"""Message: one mail to one recipient, one row, one handover.
+
+The row owns its state: `status` is assigned only here, by the queryset's verbs. Each is a conditional UPDATE, so that
+who lost the lease changes nothing. The states and who may move a message where are in docs/explanation/delivery.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import connections, models
+from django.db.models import Exists, F, OuterRef, Q
+from django.db.models.functions import Coalesce
+from django.utils.translation import gettext_lazy as _
+
+from ..clock import db_now
+from ..ids import uuid7
+from ..outcomes import Kind, Outcome, one_line
+from .content import Content
+from .indexes import OpenIndex
+from .jobs import MessageJob
+from .workers import Worker
+
+if TYPE_CHECKING:
+    from .attempts import Attempt
+
+SUSPECT_CLAIMS = 2
+"""Claims that ended with the death of their worker, from which on a message is suspected to be the cause."""
+POISON_CLAIMS = 3
+"""The same, from which on it is set aside."""
+REASON_LENGTH = 500
+RESCUE_BATCH = 500
+
+
+class Priority(models.IntegerChoices):
+    """How soon a message is sent, before others: smaller is sooner."""
+
+    URGENT = 0, _("urgent")
+    HIGH = 10, _("high")
+    NORMAL = 20, _("normal")
+    LOW = 30, _("low")
+    BULK = 40, _("bulk")
+
+
+class Status(models.TextChoices):
+    """What we still have to do about a message."""
+
+    QUEUED = "queued", _("queued")
+    SENDING = "sending", _("sending")
+    DEFERRED = "deferred", _("deferred")
+    UNCERTAIN = "uncertain", _("uncertain")
+    SENT = "sent", _("sent")
+    DEAD = "dead", _("dead")
+    SUPPRESSED = "suppressed", _("suppressed")
+    CANCELLED = "cancelled", _("cancelled")
+    EXPIRED = "expired", _("expired")
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The time-limited right of one worker to send the messages of one claim."""
+
+    worker: Worker
+    trusted_until: float
+    """On this process's monotonic clock: the last instant at which a handover may still begin."""
+    id: UUID = field(default_factory=uuid7)
+
+    @property
+    def is_trusted(self) -> bool:
+        return time.monotonic() < self.trusted_until
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of a message: its next status, and what goes with it."""
+
+    status: Status
+    reason: str = ""
+    available_at: datetime | None = None
+    """When it is due next, where it isn't done with. None with `UNCERTAIN`: it is kept for a person."""
+    keeps_due_time: bool = False
+    """It goes back as it was, due when it was."""
+    spends_attempt: bool = False
+    is_uncertain_handover: bool = False
+
+
+class MessageQuerySet(models.QuerySet["Message"]):
+    # What to look for
+
+    def due(self, *, since_seconds: float = 0) -> MessageQuerySet:
+        """Messages whose time has come, or had come so many seconds ago."""
+        return self.filter(available_at__lte=db_now(-since_seconds))
+
+    def waiting(self) -> MessageQuerySet:
+        """What `send_mail` still has to hand over, due or not."""
+        return self.filter(status__in=[Status.QUEUED, Status.UNCERTAIN])
+
+    def kept_for_a_person(self) -> MessageQuerySet:
+        """It may have gone, and nobody but a person can say what to do."""
+        return self.filter(status=Status.UNCERTAIN, available_at=None)
+
+    def overdue_leases(self) -> MessageQuerySet:
+        """Messages whose worker was lost."""
+        return self.filter(status=Status.SENDING, leased_until__lt=db_now())
+
+    def expired(self) -> MessageQuerySet:
+        return self.filter(status__in=[Status.QUEUED, Status.DEFERRED], expires_at__lte=db_now())
+
+    # Expansion
+
+    def recipients_in(self, job: MessageJob, addresses: Collection[str]) -> set[str]:
+        """Which of these normalised addresses have a message of this job already."""
+        known: set[str] = set()
+        wanted = list(addresses)
+        for start in range(0, len(wanted), 900):  # SQLite takes 999 parameters in a query, some builds of it
+            rows = Message.objects.filter(job=job, recipient__in=wanted[start : start + 900])
+            known.update(rows.values_list("recipient", flat=True))
+        return known
+
+    def insert_many(self, job: MessageJob, rows: Iterable[tuple[str, Any, Any]], *, now: datetime) -> int:
+        """Write the messages of a piece of a job, queued and due; how many there were.
+
+        `rows` gives (normalised address, `other_recipients`, merge data). Straight SQL: a model object for each of a
+        hundred thousand rows costs ten times what the rows do.
+        """
+        table, using = Message._meta, self.db
+        own = ("id", "recipient", "other_recipients", "merge_data")
+        shared = {
+            name: field.get_db_prep_save(value, connections[using])
+            for name, value in _fresh(job, now).items()
+            for field in [table.get_field(name)]
+        }
+        columns = ", ".join(_quoted(table.get_field(name).column, using) for name in (*own, *shared))
+        prepared = [
+            tuple(
+                table.get_field(name).get_db_prep_save(value, connections[using])
+                for name, value in zip(own, (uuid7(), *row), strict=True)
+            )
+            for row in rows
+        ]
+        if not prepared:
+            return 0
+        insert = f"INSERT INTO {_quoted(table.db_table, using)} ({columns}) "
+        with connections[using].cursor() as cursor:
+            if connections[using].vendor == "postgresql":
+                casts = "unnest(%s::uuid[], %s::text[], %s::jsonb[], %s::jsonb[])"
+                constants = ", ".join(["%s"] * len(shared))
+                lists = [list(column) for column in zip(*prepared, strict=True)]
+                cursor.execute(f"{insert} SELECT t.*, {constants} FROM {casts} AS t", [*shared.values(), *lists])
+            else:
+                marks = ", ".join(["%s"] * (len(own) + len(shared)))
+                constant = tuple(shared.values())
+                cursor.executemany(f"{insert} VALUES ({marks})", [row + constant for row in prepared])
+        return len(prepared)
+
+    # Claim, begin, settle
+
+    def claim(self, lease: Lease, *, status: Status, seconds: float, limit: int) -> list[Message]:
+        """Take up to `limit` due messages of this queryset for `lease`, which ends after so many seconds.
+
+        By priority, then due time, then age. Messages that another worker is taking at this moment are passed over,
+        not waited for. To be called in a transaction that is committed before anything is sent.
+        """
+        skip_locked = self._features.has_select_for_update_skip_locked
+        due = self.filter(status=status).due().order_by("priority", "available_at", "id")
+        rows = list(due.select_for_update(skip_locked=skip_locked)[:limit])
+        if rows:
+            Message.objects.filter(pk__in=[row.pk for row in rows], status=status).update(
+                claimed_from=status,  # before status: MariaDB assigns from left to right
+                status=Status.SENDING,
+                lease=lease.id,
+                leased_until=db_now(seconds),
+                worker=lease.worker,
+                claim_count=F("claim_count") + 1,
+            )
+        for row in rows:
+            row.claimed_from, row.status, row.lease, row.worker = status, Status.SENDING, lease.id, lease.worker
+            row.claim_count += 1
+        return rows
+
+    def held(self, ids: Collection[UUID]) -> dict[UUID, Message]:
+        """Those of these messages that are under a lease, locked; `row.now` is the instant they were read at.
+
+        Whose lease it is stands in `row.lease`.
+        """
+        rows = self.filter(pk__in=ids, status=Status.SENDING).order_by("id")
+        return {row.pk: row for row in rows.annotate(now=db_now()).select_for_update()}
+
+    def settle(self, message: Message, verdict: Verdict, *, lease: Lease, outcome: Outcome | None = None) -> bool:
+        """Record what became of a message; False when it was no longer ours, and nothing was changed."""
+        ours = Message.objects.filter(pk=message.pk, status=Status.SENDING, lease=lease.id)
+        return self._apply(ours, message, verdict, outcome) > 0
+
+    def settle_late(self, message: Message, verdict: Verdict, *, number: int, outcome: Outcome) -> bool:
+        """Record the late result of attempt `number`, whose lease was over: it counts while no later one has begun.
+
+        The message is uncertain by this very attempt then, or claimed again but not begun; whoever claimed it finds
+        at its Begin that it isn't theirs any more.
+        """
+        from .attempts import Attempt
+
+        later = Attempt.objects.filter(message=OuterRef("pk"), number__gt=number)
+        ours = Message.objects.filter(
+            Q(status=Status.UNCERTAIN) | Q(status=Status.SENDING, claimed_from=Status.UNCERTAIN),
+            ~Exists(later),
+            pk=message.pk,
+        )
+        return self._apply(ours, message, verdict, outcome) > 0
+
+    def _apply(self, ours: MessageQuerySet, message: Message, verdict: Verdict, outcome: Outcome | None) -> int:
+        values: dict[str, Any] = {
+            "status": verdict.status,
+            "reason": one_line(verdict.reason, length=REASON_LENGTH),
+            "lease": None,
+            "leased_until": None,
+            "claim_count": 0,
+        }
+        if not verdict.keeps_due_time:
+            values["available_at"] = verdict.available_at
+        if verdict.spends_attempt:
+            values["attempt_count"] = F("attempt_count") + 1
+            values["deferred_since"] = Coalesce("deferred_since", db_now())
+        if verdict.is_uncertain_handover:
+            values["uncertain_count"] = F("uncertain_count") + 1
+        if outcome is not None:
+            values["provider"] = message.provider
+            values["other_recipients"] = message.other_recipients
+            if outcome.kind is Kind.ACCEPTED:
+                values["provider_message_id"] = outcome.provider_message_id[:255]
+        if verdict.status == Status.SENT:
+            values["sent_at"] = db_now()
+        return ours.update(**values)
+
+    def release(self, ids: Collection[UUID], *leases: Lease) -> int:
+        """Give messages back unbegun, as they were before the claim."""
+        ours = self.filter(pk__in=ids, status=Status.SENDING, lease__in=[lease.id for lease in leases])
+        return ours.update(
+            status=F("claimed_from"), lease=None, leased_until=None, worker=None, claim_count=F("claim_count") - 1
+        )
+
+    def rescue(self, *, window: Callable[[Message], float | None], limit: int = RESCUE_BATCH) -> int:
+        """Take back messages whose lease is over, since their worker was lost; how many there were.
+
+        Without an open attempt a message goes back to what it was, at no cost, or is set aside when it was claimed
+        for the third time. With one it may have gone: it becomes uncertain, for `window(message)` seconds or, when
+        that is None, until a person decides.
+        """
+        from .attempts import Attempt
+
+        skip_locked = self._features.has_select_for_update_skip_locked
+        lost = self.overdue_leases().order_by("id")
+        rows = list(lost.select_for_update(skip_locked=skip_locked)[:limit])
+        begun = {a.message_id: a for a in Attempt.objects.open().filter(message_id__in=[row.pk for row in rows])}
+        for row in rows:
+            attempt = begun.get(row.pk)
+            values = self._rescued(row, attempt, window)
+            Message.objects.filter(pk=row.pk, lease=row.lease).update(lease=None, leased_until=None, **values)
+            if attempt is not None:
+                detail = f"its worker {row.worker_name} was lost after the handover began"
+                Attempt.objects.end(row.pk, attempt.number, Outcome(Kind.UNCERTAIN, code="worker lost", detail=detail))
+        return len(rows)
+
+    def _rescued(
+        self, row: Message, attempt: Attempt | None, window: Callable[[Message], float | None]
+    ) -> dict[str, Any]:
+        if attempt is not None:
+            seconds = window(row)
+            reason = f"its worker {row.worker_name} was lost after the handover to {attempt.provider} began"
+            return {
+                "status": Status.UNCERTAIN,
+                "reason": reason,
+                "available_at": None if seconds is None else db_now(seconds),
+                "uncertain_count": F("uncertain_count") + 1,
+                "provider": attempt.provider,
+                "claim_count": 0,
+            }
+        if row.claim_count >= POISON_CLAIMS:
+            reason = f"poison: worker died {row.claim_count} times, last {row.worker_name}"
+            return {"status": Status.DEAD, "reason": reason, "claim_count": 0}
+        return {"status": F("claimed_from"), "reason": f"its worker {row.worker_name} was lost before the handover"}
+
+    def expire(self, *, limit: int = 1_000) -> int:
+        """Close messages whose `expires_at` passed unsent; how many there were."""
+        ids = list(self.expired().values_list("pk", flat=True)[:limit])
+        return (
+            self.expired()
+            .filter(pk__in=ids)
+            .update(status=Status.EXPIRED, reason="expired: not sent before its expires_at", available_at=None)
+        )
+
+    def follow(self, job: MessageJob, *, limit: int = 1_000) -> int:
+        """Let the unsent messages of a cancelled or resumed job follow it; how many of at most `limit` did."""
+        unsent = Message.objects.filter(job=job, status__in=[Status.QUEUED, Status.DEFERRED])
+        if job.status == MessageJob.Status.CANCELLED:
+            ids = list(unsent.values_list("pk", flat=True)[:limit])
+            return unsent.filter(pk__in=ids).update(
+                status=Status.CANCELLED, reason="cancelled: with its job", available_at=None
+            )
+        ids = list(unsent.filter(available_at=None).values_list("pk", flat=True)[:limit])
+        return unsent.filter(pk__in=ids, available_at=None).update(available_at=db_now())
+
+    # What a person may do
+
+    def requeue(self) -> int:
+        """Send again what was given up on or kept for a person, with all its attempts before it; how many there were.
+
+        Not for mail that is sent, in flight or waiting already.
+        """
+        again = self.filter(Q(status=Status.DEAD) | Q(status=Status.UNCERTAIN, available_at=None))
+        ids = list(again.values_list("pk", flat=True))
+        return again.filter(pk__in=ids).update(
+            status=Status.QUEUED,
+            reason="",
+            available_at=db_now(),
+            attempt_count=0,
+            uncertain_count=0,
+            claim_count=0,
+            deferred_since=None,
+        )
+
+    def cancel(self, reason: str = "cancelled: by a person") -> int:
+        """Withdraw messages not yet handed over; how many there were. Those in flight are not touched."""
+        unsent = self.filter(status__in=[Status.QUEUED, Status.DEFERRED])
+        return unsent.update(status=Status.CANCELLED, reason=reason, available_at=None)
+
+    def mark_sent(self) -> int:
+        """A person says that these messages, kept as uncertain, did arrive; how many there were."""
+        kept = self.kept_for_a_person()
+        return kept.update(status=Status.SENT, reason="marked as sent by a person", sent_at=db_now())
+
+    def bury(self) -> int:
+        """A person gives up on messages kept as uncertain; how many there were."""
+        return self.kept_for_a_person().update(status=Status.DEAD, reason="refused: buried by a person")
+
+    @property
+    def _features(self) -> Any:
+        return connections[self.db].features
+
+
+class Message(models.Model):
+    """One mail: whom it is for, when it is due, and what became of it."""
+
+    Status = Status
+
+    OPEN_STATUSES = (Status.QUEUED, Status.SENDING, Status.DEFERRED, Status.UNCERTAIN)
+    FINAL_STATUSES = (Status.SENT, Status.DEAD, Status.SUPPRESSED, Status.CANCELLED, Status.EXPIRED)
+
+    class Delivery(models.TextChoices):
+        """What the world reported after a provider took it."""
+
+        DELIVERED = "delivered", _("delivered")
+        BOUNCED = "bounced", _("bounced")
+        COMPLAINED = "complained", _("complained")
+        OPENED = "opened", _("opened")
+        CLICKED = "clicked", _("clicked")
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    job = models.ForeignKey(MessageJob, on_delete=models.CASCADE, null=True, blank=True, related_name="messages")
+    content = models.ForeignKey(Content, on_delete=models.PROTECT, related_name="messages")
+    recipient = models.CharField(_("recipient"), max_length=254, help_text=_("The first To, normalised."))
+    other_recipients = models.JSONField(
+        null=True, blank=True, editable=False, help_text="Every recipient, where `recipient` alone doesn't say it all."
+    )
+    merge_data = models.JSONField(_("merge data"), null=True, blank=True, encoder=DjangoJSONEncoder)
+    stream = models.CharField(_("stream"), max_length=64)
+    priority = models.SmallIntegerField(_("priority"))
+    status = models.CharField(_("status"), max_length=10, choices=Status.choices, default=Status.QUEUED)
+    reason = models.TextField(_("reason"), blank=True, default="")
+    available_at = models.DateTimeField(_("due"), null=True, blank=True)
+    send_at = models.DateTimeField(_("not before"), null=True, blank=True)
+    expires_at = models.DateTimeField(_("not after"), null=True, blank=True)
+    attempt_count = models.PositiveSmallIntegerField(_("attempts spent"), default=0)
+    uncertain_count = models.PositiveSmallIntegerField(_("uncertain handovers"), default=0)
+    claim_count = models.PositiveSmallIntegerField(default=0, editable=False)
+    deferred_since = models.DateTimeField(_("first deferred"), null=True, blank=True)
+    claimed_from = models.CharField(max_length=10, blank=True, default="", editable=False)
+    lease = models.UUIDField(null=True, blank=True, editable=False)
+    leased_until = models.DateTimeField(_("leased until"), null=True, blank=True)
+    worker = models.ForeignKey(
+        Worker, on_delete=models.DO_NOTHING, null=True, related_name="+", db_index=False, db_constraint=False
+    )
+    provider = models.CharField(_("provider"), max_length=64, blank=True, default="")
+    provider_message_id = models.CharField(_("provider's id"), max_length=255, blank=True, default="")
+    sent_at = models.DateTimeField(_("sent"), null=True, blank=True)
+    delivery = models.CharField(_("delivery"), max_length=10, choices=Delivery.choices, blank=True, default="")
+    created_at = models.DateTimeField(_("queued"))
+
+    objects = MessageQuerySet.as_manager()
+
+    if TYPE_CHECKING:
+        now: datetime  # annotated by held()
+
+    class Meta:
+        verbose_name = _("message")
+        verbose_name_plural = _("messages")
+        constraints = [
+            # One mail for an address in a job, however often it is expanded. The recipient comes first, so that the
+            # same index finds all mail to an address.
+            models.UniqueConstraint(fields=["recipient", "job"], name="mailengine_one_recipient"),
+        ]
+        indexes = [
+            OpenIndex(
+                fields=["priority", "available_at", "id"],
+                statuses=[Status.QUEUED, Status.UNCERTAIN],
+                name="mailengine_due",
+            ),
+            OpenIndex(fields=["priority", "available_at"], statuses=[Status.DEFERRED], name="mailengine_deferred"),
+            OpenIndex(fields=["leased_until"], statuses=[Status.SENDING], name="mailengine_leased"),
+            OpenIndex(fields=["expires_at"], statuses=[Status.QUEUED, Status.DEFERRED], name="mailengine_expiring"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.recipient} ({self.id})"
+
+    @property
+    def recipients(self) -> list[dict[str, str]]:
+        """Every address with its `name`, its `kind` (to, cc, bcc) and its own `outcome`, in the order of the mail.
+
+        `outcome` is empty while the address is still to be served, then that of the handover ("accepted", "refused",
+        "deferred": it goes on as a message of its own) or "suppressed".
+        """
+        if self.other_recipients is not None:
+            return list(self.other_recipients)
+        outcome = "accepted" if self.status == Status.SENT else ""
+        return [{"address": self.recipient, "name": "", "kind": "to", "outcome": outcome}]
+
+    @property
+    def worker_name(self) -> str:
+        """Host and process of the worker that had it last, for people."""
+        try:
+            return self.worker.name if self.worker else "unknown"
+        except Worker.DoesNotExist:
+            return "unknown"
+
+    def withdraw(self) -> bool:
+        """Cancel this message if it has not been handed over; whether that was so."""
+        return Message.objects.filter(pk=self.pk).cancel("cancelled: by its caller") > 0
+
+
+def _fresh(job: MessageJob, now: datetime) -> dict[str, Any]:
+    """The fields that all new messages of a job have alike."""
+    return {
+        "job": job.pk,
+        "content": job.content_id,
+        "stream": job.stream,
+        "priority": job.priority,
+        "status": Status.QUEUED,
+        "reason": "",
+        "available_at": now,
+        "send_at": None,
+        "expires_at": job.expires_at,
+        "attempt_count": 0,
+        "uncertain_count": 0,
+        "claim_count": 0,
+        "deferred_since": None,
+        "claimed_from": "",
+        "lease": None,
+        "leased_until": None,
+        "worker": None,
+        "provider": "",
+        "provider_message_id": "",
+        "sent_at": None,
+        "delivery": "",
+        "created_at": now,
+    }
+
+
+def _quoted(name: str, using: str) -> str:
+    return connections[using].ops.quote_name(name)

@@ -1,0 +1,347 @@
+"""The front door: `queue_mail()`, `queue_message()`, `queue_job()`.
+
+Each joins the caller's transaction, so that mail is queued if and only if that commits; none opens a connection to a
+provider, and none raises for a provider's sake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain, islice
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.conf import settings as django_settings
+from django.core.mail import EmailMessage, EmailMultiAlternatives
+from django.db import models, router, transaction
+from django.utils.timezone import is_naive
+
+from ..addresses import split_addresses
+from ..clock import read_now
+from ..conf import get_settings
+from ..errors import InvalidMail
+from ..models import IdempotencyKey, JobRecipients, Message, MessageJob, Priority
+from ..models.idempotency import digest_of
+from .audience import find_audience
+from .draft import Draft, Recipient, checked_header, checked_json, draft_of, recipients_of, rendered
+from .merge import compile_words
+
+PIECE = 2_000
+"""Recipients in one piece of a job's list, which is also what is expanded in one transaction."""
+DELIMITERS = frozenset(",; \t\r\n")
+MERGED = ("subject", "text", "html")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How and when a mail is to be sent."""
+
+    stream: str
+    priority: int
+    send_at: datetime | None
+    expires_at: datetime | None
+
+
+def queue_mail(
+    subject: str,
+    message: str,
+    from_email: str | None,
+    recipient_list: Sequence[str],
+    *,
+    html_message: str | None = None,
+    template: str | None = None,
+    context: Mapping[str, object] | None = None,
+    cc: Sequence[str] | None = None,
+    bcc: Sequence[str] | None = None,
+    reply_to: Sequence[str] | None = None,
+    headers: Mapping[str, str] | None = None,
+    attachments: Sequence[Any] | None = None,
+    stream: str = "transactional",
+    priority: Priority | int | str | None = None,
+    send_at: datetime | None = None,
+    expires_at: datetime | None = None,
+    idempotency_key: str | None = None,
+    metadata: Mapping[str, object] | None = None,
+    tags: Iterable[str] | None = None,
+) -> Message:
+    """One mail in the queue, as its `Message`; sent after the caller's transaction commits, if it does.
+
+    The first four arguments are those of `django.core.mail.send_mail`. Several recipients get one mail together, as
+    with Django. `template="app/name"` renders `app/name.subject.txt`, `.txt` and `.html` once with `context`.
+    Not sent before `send_at` nor after `expires_at` (aware datetimes). The same `idempotency_key` with the same
+    arguments gives the first message back.
+
+    Raises `InvalidMail` or another `ValueError` for what can't be sent, and `IdempotencyConflict` for a key that was
+    used for other content.
+    """
+    email = email_of(
+        subject, message, from_email, html_message, template, context, reply_to, headers, attachments,
+        to=recipient_list, cc=cc, bcc=bcc,
+    )  # fmt: skip
+    return queue_message(
+        email,
+        stream=stream,
+        priority=priority,
+        send_at=send_at,
+        expires_at=expires_at,
+        idempotency_key=idempotency_key,
+        metadata=metadata,
+        tags=tags,
+    )
+
+
+def queue_message(
+    email: EmailMessage,
+    *,
+    stream: str = "transactional",
+    priority: Priority | int | str | None = None,
+    send_at: datetime | None = None,
+    expires_at: datetime | None = None,
+    idempotency_key: str | None = None,
+    metadata: Mapping[str, object] | None = None,
+    tags: Iterable[str] | None = None,
+) -> Message:
+    """Django's EmailMessage, or Anymail's, in the queue; otherwise as `queue_mail()`."""
+    draft = draft_of(email, metadata=metadata, tags=tags)
+    recipients = recipients_of(email)
+    terms = terms_of(stream, priority, send_at, expires_at)
+    using = router.db_for_write(Message)
+    with transaction.atomic(using=using):
+        now = read_now(using)
+        _check_times(terms, now=now)
+        if idempotency_key is None:
+            return store_message(draft, recipients, terms, now=now)
+        request = {"draft": draft.as_json(), "recipients": [r.as_json() for r in recipients], "terms": vars(terms)}
+        scope, digest = "message", digest_of(request)
+        if known := IdempotencyKey.objects.known(idempotency_key, scope=scope, digest=digest):
+            return _found(known.message)
+        with transaction.atomic(using=using):
+            message = store_message(draft, recipients, terms, now=now)
+            if IdempotencyKey.objects.record(idempotency_key, scope=scope, digest=digest, message=message):
+                return message
+            transaction.set_rollback(True, using=using)  # a twin was first: what was just written goes again
+        known = IdempotencyKey.objects.known(idempotency_key, scope=scope, digest=digest)
+        return _found(known.message if known else None)
+
+
+def queue_job(
+    subject: str,
+    message: str,
+    from_email: str | None,
+    recipients: str | Iterable[str | tuple[str, Mapping[str, object]]],
+    *,
+    html_message: str | None = None,
+    merge_data: Mapping[str, Mapping[str, object]] | None = None,
+    source: models.Model | str | None = None,
+    created_by: Any = None,
+    template: str | None = None,
+    context: Mapping[str, object] | None = None,
+    reply_to: Sequence[str] | None = None,
+    headers: Mapping[str, str] | None = None,
+    attachments: Sequence[Any] | None = None,
+    stream: str = "bulk",
+    priority: Priority | int | str | None = None,
+    send_at: datetime | None = None,
+    expires_at: datetime | None = None,
+    idempotency_key: str | None = None,
+    metadata: Mapping[str, object] | None = None,
+    tags: Iterable[str] | None = None,
+) -> MessageJob:
+    """One mail to each of many, as a `MessageJob` that `process_mail_jobs` expands.
+
+    `recipients` is an iterable or queryset of addresses or of (address, merge data); or a string: with an "@" or a
+    delimiter (comma, semicolon, white space, line break) it is addresses, otherwise the name of an audience made with
+    `@mailengine.audience("name")`. Naming an audience costs the same however many it has. `merge_data` maps address
+    to merge data; `{{ name }}` in subject, text and HTML is then replaced for each recipient. Malformed addresses and
+    duplicates are counted when the job is expanded, and the others get their mail. `source` is the object, or its
+    name, that the job was made from; `created_by` the user.
+
+    Raises as `queue_mail()`, and `UnknownAudience`.
+    """
+    email = email_of(subject, message, from_email, html_message, template, context, reply_to, headers, attachments)
+    draft = draft_of(email, metadata=metadata, tags=tags)
+    terms = terms_of(stream, priority, send_at, expires_at)
+    audience, entries = _recipients(recipients)
+    if merge_data is not None:
+        merge_data = {str(address).casefold(): checked_json("merge_data", data) for address, data in merge_data.items()}
+    first, entries = _peek(entries)
+    if not audience and first is None:
+        raise InvalidMail("The job has no recipients: give addresses, or the name of an audience.")
+    if merge_data is not None or (first is not None and len(first) > 2):
+        check_merge_fields(draft.subject, draft.text, draft.html)
+    using = router.db_for_write(MessageJob)
+    with transaction.atomic(using=using):
+        now = read_now(using)
+        _check_times(terms, now=now)
+        scope, digest = "job", ""
+        if idempotency_key is not None:
+            listed = list(entries)
+            entries = iter(listed)
+            request = {"draft": draft.as_json(), "recipients": listed, "audience": audience, "terms": vars(terms)}
+            digest = digest_of({**request, "merge_data": merge_data})
+            if known := IdempotencyKey.objects.known(idempotency_key, scope=scope, digest=digest):
+                return _found_job(known.job)
+        with transaction.atomic(using=using):
+            job = MessageJob.objects.create(
+                content=draft.store(now=now),
+                audience=audience,
+                merge_data=merge_data,
+                source=source_of(source),
+                created_by=created_by,
+                created_at=now,
+                **vars(terms),
+            )
+            JobRecipients.objects.store(job, _pieces(entries))
+            if idempotency_key is None or IdempotencyKey.objects.record(
+                idempotency_key, scope=scope, digest=digest, job=job
+            ):
+                return job
+            transaction.set_rollback(True, using=using)  # a twin was first, as above
+        known = IdempotencyKey.objects.known(str(idempotency_key), scope=scope, digest=digest)
+        return _found_job(known.job if known else None)
+
+
+aqueue_mail = sync_to_async(queue_mail, thread_sensitive=True)
+aqueue_message = sync_to_async(queue_message, thread_sensitive=True)
+aqueue_job = sync_to_async(queue_job, thread_sensitive=True)
+
+
+def store_message(
+    draft: Draft, recipients: Sequence[Recipient], terms: Terms, *, now: datetime, **further: Any
+) -> Message:
+    """Write the rows of one mail; `further` are more fields of the message."""
+    first = next((r for r in recipients if r.kind == "to"), recipients[0])
+    alone = len(recipients) == 1 and str(first.address) == first.address.key and first.kind == "to"
+    return Message.objects.create(
+        content=draft.store(now=now),
+        recipient=first.address.key,
+        other_recipients=None if alone else [r.as_json() for r in recipients],
+        available_at=terms.send_at or now,
+        created_at=now,
+        **{**vars(terms), **further},
+    )
+
+
+def check_merge_fields(*words: str) -> None:
+    """Raise `InvalidMail` for what isn't a merge field but looks like one."""
+    for text in words:
+        compile_words(text)
+
+
+def defaultterms_of(*, stream: str, priority: Priority | int | str | None = None) -> Terms:
+    """Terms without a time: to be sent as soon as it is its turn."""
+    return terms_of(stream, priority, None, None)
+
+
+def email_of(
+    subject: str,
+    message: str,
+    from_email: str | None,
+    html_message: str | None,
+    template: str | None,
+    context: Mapping[str, object] | None,
+    reply_to: Sequence[str] | None,
+    headers: Mapping[str, str] | None,
+    attachments: Sequence[Any] | None,
+    *,
+    to: Sequence[str] | None = None,
+    cc: Sequence[str] | None = None,
+    bcc: Sequence[str] | None = None,
+) -> EmailMessage:
+    """Django's EmailMessage from the arguments of `queue_mail()`."""
+    subject, text, html = rendered(template, context, subject=subject, text=message, html=html_message)
+    email = EmailMultiAlternatives(
+        subject=subject,
+        body=text,
+        from_email=from_email or django_settings.DEFAULT_FROM_EMAIL,
+        to=_listed("recipient_list", to),
+        cc=_listed("cc", cc),
+        bcc=_listed("bcc", bcc),
+        reply_to=_listed("reply_to", reply_to),
+        headers=dict(headers or {}),
+    )
+    for item in attachments or ():
+        if isinstance(item, tuple | list):
+            email.attach(*item)
+        else:
+            email.attach(item)
+    if html:
+        email.attach_alternative(html, "text/html")
+    return email
+
+
+def _listed(what: str, value: Sequence[str] | None) -> list[str]:
+    if isinstance(value, str):
+        raise InvalidMail(f"{what} is the text {value!r}. Give a list of addresses: [{value!r}].")
+    return [str(item) for item in value or ()]
+
+
+def terms_of(
+    stream: str, priority: Priority | int | str | None, send_at: datetime | None, expires_at: datetime | None
+) -> Terms:
+    """The terms that these arguments of `queue_mail()` stand for. Raises `UnknownStream`, and `InvalidMail`."""
+    policy = get_settings().stream(stream)
+    for name, value in (("send_at", send_at), ("expires_at", expires_at)):
+        if value is not None and (not isinstance(value, datetime) or is_naive(value)):
+            raise InvalidMail(f"{name} is {value!r}. Give an aware datetime, such as django.utils.timezone.now().")
+    return Terms(stream, policy.priority if priority is None else _priority(priority), send_at, expires_at)
+
+
+def _priority(value: Priority | int | str) -> int:
+    if isinstance(value, str) and value.upper() in Priority.names:
+        return int(Priority[value.upper()])
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 100:
+        return int(value)
+    raise InvalidMail(f"priority is {value!r}. Give one of mailengine.Priority, or a number from 0 to 100.")
+
+
+def _check_times(terms: Terms, *, now: datetime) -> None:
+    if terms.expires_at is not None and terms.expires_at <= max(now, terms.send_at or now):
+        raise InvalidMail(f"expires_at is {terms.expires_at}, before the mail could be sent. Give a later time.")
+
+
+def _recipients(recipients: str | Iterable[Any]) -> tuple[str, Iterator[list[Any]]]:
+    """The name of an audience, or "" and entries of [line, address] or [line, address, merge data]."""
+    if not isinstance(recipients, str):
+        return "", (_entry(line, item) for line, item in enumerate(recipients, start=1))
+    if "@" in recipients or DELIMITERS.intersection(recipients) or not recipients:
+        return "", ([line, checked_json("recipients", item)] for line, item in split_addresses(recipients))
+    return find_audience(recipients).name, iter(())
+
+
+def _entry(line: int, item: Any) -> list[Any]:
+    if isinstance(item, str):
+        return [line, item.replace("\0", "\ufffd").encode("utf-8", "replace").decode()]
+    address, data = item
+    return [line, str(address), checked_json("merge data", dict(data))]
+
+
+def _peek(entries: Iterator[list[Any]]) -> tuple[list[Any] | None, Iterator[list[Any]]]:
+    first = next(entries, None)
+    return first, entries if first is None else chain([first], entries)
+
+
+def _pieces(entries: Iterator[list[Any]]) -> Iterator[list[Any]]:
+    while piece := list(islice(entries, PIECE)):
+        yield piece
+
+
+def source_of(source: models.Model | str | None) -> str:
+    """What a job's row says that it was made from: "app.model:pk" of an object."""
+    if isinstance(source, models.Model):
+        return f"{source._meta.label_lower}:{source.pk}"
+    return checked_header("source", source or "")[:200]
+
+
+def _found(message: Message | None) -> Message:
+    if message is None:
+        raise InvalidMail("The idempotency key was used for a job. Use a key of its own for each request.")
+    return message
+
+
+def _found_job(job: MessageJob | None) -> MessageJob:
+    if job is None:
+        raise InvalidMail("The idempotency key was used for a message. Use a key of its own for each request.")
+    return job

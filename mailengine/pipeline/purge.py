@@ -1,0 +1,62 @@
+"""Retention: remove what is final and old, in small batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from django.db import router, transaction
+from django.db.models import Exists, OuterRef, QuerySet
+
+from ..clock import db_now
+from ..models import Attachment, Content, Message, MessageJob, Worker
+
+BATCH = 1_000
+DAY = 86_400
+
+
+@dataclass
+class PurgeReport:
+    """How many rows and files were removed."""
+
+    messages: int = 0
+    jobs: int = 0
+    contents: int = 0
+    attachments: int = 0
+
+
+def purge(*, days: float, must_stop: Callable[[], bool] = lambda: False) -> PurgeReport:
+    """Remove final messages queued more than `days` ago with their attempts, then the jobs, words and files left over.
+
+    Each batch is a transaction of its own, so that the queue goes on beside it.
+    """
+    report = PurgeReport()
+    before = db_now(-DAY * days)
+    final = Message.objects.filter(status__in=Message.FINAL_STATUSES, created_at__lt=before)
+    report.messages = _delete(final, must_stop)
+    ended = [MessageJob.Status.DONE, MessageJob.Status.CANCELLED]
+    left = Message.objects.filter(job=OuterRef("pk"))
+    jobs = MessageJob.objects.filter(~Exists(left), status__in=ended, created_at__lt=before)
+    report.jobs = _delete(jobs, must_stop)
+    unused = Content.objects.filter(
+        ~Exists(Message.objects.filter(content=OuterRef("pk"))),
+        ~Exists(MessageJob.objects.filter(content=OuterRef("pk"))),
+        created_at__lt=before,
+    )
+    report.contents = _delete(unused, must_stop)
+    while not must_stop() and (removed := Attachment.objects.purge(unused_days=days, limit=BATCH)):
+        report.attachments += removed
+    Worker.objects.filter(seen_at__lt=before).delete()
+    return report
+
+
+def _delete(rows: QuerySet, must_stop: Callable[[], bool]) -> int:  # type: ignore[type-arg]
+    removed = 0
+    while not must_stop():
+        with transaction.atomic(using=router.db_for_write(rows.model)):
+            ids = list(rows.order_by("pk").values_list("pk", flat=True)[:BATCH])
+            rows.model._default_manager.filter(pk__in=ids).delete()
+        removed += len(ids)
+        if len(ids) < BATCH:
+            break
+    return removed

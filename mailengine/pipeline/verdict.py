@@ -1,0 +1,115 @@
+"""What becomes of a message after a try: the one place where an outcome is matched. Values in, a verdict out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from ..conf import Settings
+from ..models import Message, Priority
+from ..models.messages import Status, Verdict
+from ..outcomes import Kind, Outcome
+from .retry import next_try_at
+
+SECOND_UNCERTAIN = 2
+"""Uncertain handovers after which only a person can say what to do."""
+
+
+def verdict_for(
+    message: Message,
+    outcome: Outcome,
+    *,
+    provider: str,
+    now: datetime,
+    settings: Settings,
+    another: bool,
+    throttled_until: datetime | None = None,
+) -> Verdict | None:
+    """What becomes of the message, or None to ask the next provider at once.
+
+    `another`: a provider that it has not been to can take it now. `throttled_until`: until when the one it was at
+    wants to be left alone.
+    """
+    match outcome.kind:
+        case Kind.ACCEPTED:
+            return Verdict(Status.SENT)
+        case Kind.REFUSED:
+            if outcome.elsewhere and another and _may_change_provider(message):
+                return None
+            status = Status.CANCELLED if outcome.cancelled else Status.DEAD
+            return Verdict(status, f"{'cancelled' if outcome.cancelled else 'refused'}: {outcome}")
+        case Kind.DEFERRED:
+            return _deferred(message, outcome, now=now, settings=settings)
+        case Kind.UNAVAILABLE | Kind.MISCONFIGURED:
+            if another and _may_change_provider(message):
+                return None
+            return back(message, f"{outcome.kind}: {provider}: {outcome}", now=now, settings=settings)
+        case Kind.THROTTLED:
+            if another and message.priority <= Priority.URGENT and _may_change_provider(message):
+                return None
+            reason = f"throttled: {provider}: {outcome}"
+            return back(message, reason, now=now, settings=settings, until=throttled_until)
+        case Kind.UNCERTAIN:
+            return uncertain(message, f"uncertain: {provider}: {outcome}", now=now, settings=settings)
+
+
+def back(message: Message, reason: str, *, now: datetime, settings: Settings, until: datetime | None = None) -> Verdict:
+    """Back to what it was before the claim, with no attempt spent; due as before, or at `until`."""
+    if message.claimed_from == Status.UNCERTAIN or message.uncertain_count:
+        window = timedelta(seconds=max(settings.probe_interval_seconds, 1))
+        return Verdict(Status.UNCERTAIN, reason, available_at=max(now + window, until or now))
+    status = Status(message.claimed_from)
+    return Verdict(status, reason, available_at=until, keeps_due_time=until is None)
+
+
+def uncertain(message: Message, reason: str, *, now: datetime, settings: Settings) -> Verdict:
+    """It may have gone: wait for proof, then once more; or keep it for a person."""
+    seconds = window_seconds(message, settings=settings)
+    if seconds is None:
+        reason = f"{reason}; kept for a person to decide"
+        return Verdict(Status.UNCERTAIN, reason, available_at=None, is_uncertain_handover=True)
+    return Verdict(Status.UNCERTAIN, reason, available_at=now + timedelta(seconds=seconds), is_uncertain_handover=True)
+
+
+def final(verdict: Verdict) -> Verdict:
+    """The verdict on a message whose caller waits for it: it is sent, or ends here; kept where it may have gone."""
+    match verdict.status:
+        case Status.QUEUED | Status.DEFERRED:
+            return Verdict(Status.DEAD, verdict.reason, spends_attempt=verdict.spends_attempt)
+        case Status.UNCERTAIN:
+            return replace(verdict, available_at=None, keeps_due_time=False)
+        case _:
+            return verdict
+
+
+def window_seconds(message: Message, *, settings: Settings) -> float | None:
+    """How long a message waits for proof after the uncertain handover that it just had; None: for a person."""
+    policy = settings.policy_for(message.stream)
+    if policy.uncertain == "hold" or message.uncertain_count + 1 >= SECOND_UNCERTAIN:
+        return None
+    return settings.uncertain_window(message.stream, priority=message.priority)
+
+
+def _deferred(message: Message, outcome: Outcome, *, now: datetime, settings: Settings) -> Verdict:
+    attempts = message.attempt_count + 1
+    lifetime_seconds = settings.policy_for(message.stream).lifetime_seconds
+    due_at = next_try_at(
+        attempts,
+        failed_at=now,
+        first_failed_at=message.deferred_since or now,
+        lifetime_seconds=lifetime_seconds,
+        settings=settings,
+        greylisted=outcome.greylisted,
+    )
+    if due_at is not None:
+        return Verdict(Status.DEFERRED, f"deferred: {outcome}", available_at=due_at, spends_attempt=True)
+    if attempts >= settings.max_attempts:
+        reason = f"attempts: given up after {attempts}; the last: {outcome}"
+    else:
+        reason = f"lifetime: given up {lifetime_seconds:g} s after its first deferral; the last: {outcome}"
+    return Verdict(Status.DEAD, reason, spends_attempt=True)
+
+
+def _may_change_provider(message: Message) -> bool:
+    """Mail that may have gone stays with its provider, unless somebody is waiting for it."""
+    return not message.uncertain_count or message.priority <= Priority.URGENT

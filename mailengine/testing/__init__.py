@@ -1,0 +1,24 @@
+"""For tests of projects that use mailengine: providers that play a script, and real servers to send to.
+
+Each name is imported on first use: `SMTPServer` needs aiosmtpd, the others need nothing more.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .esp_server import ESPServer
+    from .providers import FakeProvider
+    from .smtp_server import SMTPServer
+
+__all__ = ["ESPServer", "FakeProvider", "SMTPServer"]
+
+_HOMES = {"ESPServer": ".esp_server", "FakeProvider": ".providers", "SMTPServer": ".smtp_server"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)

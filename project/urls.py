@@ -1,0 +1,16 @@
+"""The project's pages: the admin, and Django's own log-in and password reset."""
+
+from __future__ import annotations
+
+from django.contrib import admin
+from django.contrib.auth.views import PasswordResetView
+from django.urls import include, path
+from django.views.generic import RedirectView
+
+urlpatterns = [
+    path("", RedirectView.as_view(pattern_name="admin:index")),
+    path("accounts/", include("django.contrib.auth.urls")),
+    # Under this name the admin's log-in page offers it to who forgot a password.
+    path("admin/password_reset/", PasswordResetView.as_view(), name="admin_password_reset"),
+    path("admin/", admin.site.urls),
+]

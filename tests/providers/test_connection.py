@@ -1,0 +1,273 @@
+"""Connection: one open way to one provider, which turns whatever happens into an outcome."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import shutil
+import ssl
+import subprocess
+import threading
+import time
+
+import pytest
+from django.core.mail import EmailMessage
+
+from mailengine.outcomes import Kind
+from mailengine.providers import connection as connection_module
+from mailengine.providers.connection import Connection
+from mailengine.testing import FakeProvider
+from mailengine.testing.smtp_server import HANG_UP, SMTPServer
+
+
+@pytest.fixture
+def server():
+    with SMTPServer() as server:
+        yield server
+
+
+@pytest.fixture
+def connection(server, settings):
+    settings.MAILERS = {"relay": server.mailer(timeout=1)}
+    connection = Connection("relay")
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def fake(settings):
+    """A function that makes the provider "lambda" with these OPTIONS, and gives a connection to it."""
+    FakeProvider.reset()
+
+    def make(**options):
+        settings.MAILERS = {"lambda": {"BACKEND": "mailengine.testing.FakeProvider", "OPTIONS": options}}
+        return Connection("lambda")
+
+    yield make
+    FakeProvider.reset()
+
+
+def an_email(*to):
+    return EmailMessage("Hello", "Hello.", "news@example.org", to or ["ann@example.org"])
+
+
+def test_a_hundred_messages_use_one_connection(server, connection):
+    """C07"""
+    outcomes = [connection.hand_over(an_email()) for _ in range(100)]
+
+    assert {outcome.kind for outcome in outcomes} == {Kind.ACCEPTED}
+    assert (len(server.accepted), server.connection_count) == (100, 1)
+
+
+def test_a_dropped_connection_is_reopened_once_and_charges_nobody(server, connection):
+    """C07, F-S27"""
+    connection.hand_over(an_email())
+    server.hang_up()
+
+    assert connection.hand_over(an_email()).kind is Kind.ACCEPTED
+    assert (len(server.accepted), server.connection_count) == (2, 2)
+
+
+def test_a_421_between_two_messages_is_a_dropped_connection(server, connection):
+    """F-S16"""
+    connection.hand_over(an_email())
+    server.answer = lambda step: "421 4.4.2 Idle" if step.verb == "MAIL" and step.connection == 1 else None
+
+    assert connection.hand_over(an_email()).kind is Kind.ACCEPTED
+    assert server.connection_count == 2
+
+
+def test_a_server_that_hangs_up_on_each_new_connection_is_not_asked_a_third_time(server, connection):
+    connection.hand_over(an_email())
+    server.answer = lambda step: HANG_UP if step.verb == "MAIL" else None
+
+    assert connection.hand_over(an_email()).kind is Kind.UNAVAILABLE
+    assert server.connection_count == 2
+
+
+def test_a_connection_lost_later_than_mail_is_not_reopened(server, connection):
+    """F-S07"""
+    connection.hand_over(an_email())
+    server.answer = lambda step: HANG_UP if step.verb == "DOT" else None
+
+    assert connection.hand_over(an_email()).kind is Kind.UNCERTAIN
+    assert (len(server.accepted), server.connection_count) == (2, 1)
+
+
+def test_a_connection_that_was_idle_for_long_is_made_anew(server, connection, monkeypatch):
+    """F-E20"""
+    connection.hand_over(an_email())
+    monkeypatch.setattr(connection_module, "IDLE_SECONDS", 0.01)
+    time.sleep(0.02)
+    connection.hand_over(an_email())
+
+    assert server.connection_count == 2
+
+
+def test_a_refused_recipient_leaves_the_connection_in_use(server, connection):
+    server.replies["gone@example.org"] = "550 5.1.1 No such user"
+
+    outcome = connection.hand_over(an_email("gone@example.org"))
+    connection.hand_over(an_email())
+
+    assert (outcome.kind, outcome.code, outcome.address_is_bad) == (Kind.REFUSED, "550 5.1.1", True)
+    assert server.connection_count == 1
+
+
+def test_after_a_bad_sequence_of_commands_the_connection_is_made_anew(server, connection):
+    server.answer = lambda step: "503 5.5.1 Bad sequence" if step.verb == "RCPT" and step.connection == 1 else None
+
+    assert connection.hand_over(an_email()).kind is Kind.DEFERRED
+    assert connection.hand_over(an_email()).kind is Kind.ACCEPTED
+    assert server.connection_count == 2
+
+
+def test_a_provider_that_comes_back_is_used_again(server, connection):
+    """F-S01"""
+    server.down()
+    assert connection.hand_over(an_email()).kind is Kind.UNAVAILABLE
+    server.up()
+
+    assert connection.hand_over(an_email()).kind is Kind.ACCEPTED
+
+
+def test_an_accepted_mail_knows_its_digest_and_who_was_refused(server, connection):
+    server.replies["gone@example.org"] = "550 5.1.1 No such user"
+
+    outcome = connection.hand_over(an_email("ann@example.org", "gone@example.org"))
+
+    assert outcome.kind is Kind.ACCEPTED
+    assert outcome.sha256 == hashlib.sha256(server.accepted[0].content).digest()
+    assert {address: str(refusal) for address, refusal in outcome.refusals.items()} == {
+        "gone@example.org": "550 5.1.1 No such user"
+    }
+
+
+@pytest.mark.parametrize("backend", ["mailengine.backends.NoSuchBackend", "no.such.module.Backend"])
+def test_an_entry_of_mailers_that_cannot_be_used_is_ours_to_mend(settings, backend):
+    settings.MAILERS = {"relay": {"BACKEND": backend}}
+
+    assert Connection("relay").hand_over(an_email()).kind is Kind.MISCONFIGURED
+    assert Connection("missing").hand_over(an_email()).kind is Kind.MISCONFIGURED
+
+
+def test_a_provider_that_should_fail_silently_is_not_allowed_to(server, settings):
+    settings.MAILERS = {"relay": server.mailer(fail_silently=True)}
+    server.down()
+
+    assert Connection("relay").hand_over(an_email()).kind is Kind.UNAVAILABLE
+
+
+def test_djangos_own_smtp_backend_serves_too(server, settings):
+    options = {"host": server.host, "port": server.port, "timeout": 1}
+    settings.MAILERS = {"relay": {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": options}}
+    connection = Connection("relay")
+    server.answer = lambda step: HANG_UP if step.verb == "DOT" and step.earlier_count == 1 else None
+
+    outcomes = [connection.hand_over(an_email()).kind for _ in range(3)]
+    connection.close()
+
+    assert outcomes == [Kind.ACCEPTED, Kind.UNCERTAIN, Kind.ACCEPTED]
+
+
+@pytest.fixture
+def self_signed(tmp_path):
+    """A server's side of TLS, with a certificate that nobody has a reason to trust."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_a_certificate_that_cannot_be_trusted_gets_no_password(self_signed, settings):
+    """F-S24"""
+    with SMTPServer(tls_context=self_signed, credentials=("ann", "secret")) as server:
+        settings.MAILERS = {"relay": server.mailer(use_tls=True, username="ann", password="secret")}
+
+        outcome = Connection("relay").hand_over(an_email())
+
+    assert (outcome.kind, outcome.code) == (Kind.MISCONFIGURED, "SSLCertVerificationError")
+    assert not server.accepted
+
+
+def test_closing_twice_or_after_the_server_went_is_quiet(server, connection):
+    connection.hand_over(an_email())
+    server.down()
+
+    connection.close()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        ("accept", Kind.ACCEPTED),
+        ("bad_address", Kind.REFUSED),
+        ("deferred", Kind.DEFERRED),
+        ("greylisted", Kind.DEFERRED),
+        ("misconfigured", Kind.MISCONFIGURED),
+        ("refused", Kind.REFUSED),
+        ("throttled", Kind.THROTTLED),
+        ("unavailable", Kind.UNAVAILABLE),
+        ("uncertain", Kind.UNCERTAIN),
+    ],
+)
+def test_a_fake_provider_plays_each_word(fake, word, kind):
+    outcome = fake(script=[word]).hand_over(an_email())
+
+    assert outcome.kind is kind
+    assert outcome.address_is_bad == (word == "bad_address")
+    assert outcome.greylisted == (word == "greylisted")
+
+
+def test_a_fake_provider_plays_its_script_across_connections_and_then_accepts(fake):
+    fake(script=["deferred", "unavailable"])
+
+    kinds = [Connection("lambda").hand_over(an_email()).kind for _ in range(4)]
+
+    assert kinds == [Kind.DEFERRED, Kind.UNAVAILABLE, Kind.ACCEPTED, Kind.ACCEPTED]
+    assert FakeProvider.named("lambda").calls == 4
+    assert [email.to for email in FakeProvider.named("lambda").accepted] == [["ann@example.org"]] * 2
+
+
+def test_a_fake_provider_can_fail_every_second_call(fake):
+    connection = fake(fails_every=2)
+
+    kinds = [connection.hand_over(an_email()).kind for _ in range(4)]
+
+    assert kinds == [Kind.ACCEPTED, Kind.UNAVAILABLE] * 2
+
+
+def test_a_fake_provider_counts_the_calls_of_all_threads(fake):
+    fake(name="both", fails_every=2)
+    threads = [
+        threading.Thread(target=lambda: [Connection("lambda").hand_over(an_email()) for _ in range(50)])
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert (FakeProvider.named("both").calls, len(FakeProvider.named("both").accepted)) == (200, 100)
+
+
+def test_a_word_no_fake_provider_knows_is_named(fake):
+    outcome = fake(script=["defered"]).hand_over(an_email())
+
+    assert outcome.kind is Kind.MISCONFIGURED
+    assert "Did you mean 'deferred'?" in outcome.detail
+
+
+def test_a_host_out_of_file_descriptors_is_not_the_providers_fault(server, connection, monkeypatch):
+    def run_out(*_args):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("smtplib.socket.create_connection", run_out)
+
+    outcome = connection.hand_over(an_email())
+
+    assert (outcome.kind, outcome.is_bad_round) == (Kind.THROTTLED, False)
