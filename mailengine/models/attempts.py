@@ -37,12 +37,11 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
 
     def begin(self, numbers: Mapping[UUID, tuple[int, str]], *, worker: Worker) -> None:
         """Enter that these messages are about to be handed over: id → (number of the attempt, provider)."""
-        self.bulk_create(
-            [
-                Attempt(message_id=message_id, number=number, provider=provider, worker=worker, begun_at=db_now())
-                for message_id, (number, provider) in numbers.items()
-            ]
-        )
+        rows = [
+            Attempt(message_id=message_id, number=number, provider=provider, worker=worker, begun_at=db_now())
+            for message_id, (number, provider) in numbers.items()
+        ]
+        Attempt.objects.bulk_create(rows)
 
     def end(self, message_id: UUID, number: int, outcome: Outcome) -> None:
         """Enter what came of it. A late result of an attempt that was given up as lost replaces that entry."""

@@ -63,7 +63,7 @@ class AttachmentQuerySet(models.QuerySet["Attachment"]):
         )
         return attachment
 
-    def purge(self, *, unused_days: int = 1, limit: int = 1000) -> int:
+    def purge(self, *, unused_days: float = 1, limit: int = 1000) -> int:
         """Remove the files that no content names any more; how many there were."""
         with transaction.atomic(using=self.db):
             idle = self.filter(contents=None, used_at__lt=db_now(-86_400 * unused_days))

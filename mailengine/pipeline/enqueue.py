@@ -283,7 +283,8 @@ def terms_of(
 ) -> Terms:
     """The terms that these arguments of `queue_mail()` stand for. Raises `UnknownStream`, and `InvalidMail`."""
     policy = get_settings().stream(stream)
-    for name, value in (("send_at", send_at), ("expires_at", expires_at)):
+    times: dict[str, Any] = {"send_at": send_at, "expires_at": expires_at}
+    for name, value in times.items():
         if value is not None and (not isinstance(value, datetime) or is_naive(value)):
             raise InvalidMail(f"{name} is {value!r}. Give an aware datetime, such as django.utils.timezone.now().")
     return Terms(stream, policy.priority if priority is None else _priority(priority), send_at, expires_at)
@@ -332,7 +333,7 @@ def source_of(source: models.Model | str | None) -> str:
     """What a job's row says that it was made from: "app.model:pk" of an object."""
     if isinstance(source, models.Model):
         return f"{source._meta.label_lower}:{source.pk}"
-    return checked_header("source", source or "")[:200]
+    return "" if source is None else checked_header("source", source)[:200]
 
 
 def _found(message: Message | None) -> Message:

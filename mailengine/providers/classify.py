@@ -40,6 +40,7 @@ RETRY_AFTER_SECONDS = (1.0, 3600.0)
 
 ACCEPTED = Outcome(Kind.ACCEPTED)
 REFUSED = Outcome(Kind.REFUSED)
+CANCELLED = Outcome(Kind.REFUSED, code="cancelled by pre_send", cancelled=True)
 BAD_ADDRESS = Outcome(Kind.REFUSED, address_is_bad=True)
 NOT_HERE = Outcome(Kind.REFUSED, elsewhere=True)
 DEFERRED = Outcome(Kind.DEFERRED)
@@ -49,7 +50,6 @@ MISCONFIGURED = Outcome(Kind.MISCONFIGURED)
 THROTTLED = Outcome(Kind.THROTTLED)
 UNCERTAIN = Outcome(Kind.UNCERTAIN)
 
-CANCELLED = "cancelled by pre_send"
 
 # -- SMTP -------------------------------------------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ def outcome_of_return(email: EmailMessage, sent_count: int | None) -> Outcome:
     if not email.recipients():
         return replace(REFUSED, code="no recipients")
     if status is not None:  # Anymail began with it, and nothing was raised
-        return replace(REFUSED, code=CANCELLED, detail="A receiver of Anymail's pre_send signal withdrew it.")
+        return replace(CANCELLED, detail="A receiver of Anymail's pre_send signal withdrew it.")
     return replace(UNCERTAIN, code=f"returned {sent_count}", detail="The backend neither sent it nor said why.")
 
 
@@ -306,7 +306,7 @@ def _of_anymail_status(status: Any) -> Outcome:
 
 def _of_anymail_error(error: AnymailError, status: Any) -> Outcome:
     if isinstance(error, AnymailCancelSend):
-        return replace(REFUSED, code=CANCELLED)
+        return CANCELLED
     if isinstance(error, AnymailUnsupportedFeature):
         return _named(NOT_HERE, error, detail=_first_argument(error))
     if isinstance(error, (AnymailInvalidAddress, AnymailSerializationError, AnymailRecipientsRefused)):

@@ -135,7 +135,12 @@ def _streams(now: datetime) -> list[StreamDepth]:
             oldest=Min("available_at", filter=Q(status=Status.QUEUED) & is_due),
         )
     )
-    return [StreamDepth(**{**row, "oldest_seconds": _seconds_since(row.pop("oldest"), now=now)}) for row in rows]
+    depths = []
+    for row in rows:
+        figures: dict[str, Any] = dict(row)
+        oldest_seconds = _seconds_since(figures.pop("oldest"), now=now)
+        depths.append(StreamDepth(**figures, oldest_seconds=oldest_seconds))
+    return depths
 
 
 def _providers(now: datetime) -> list[ProviderHealth]:
