@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from threading import Event, Thread
@@ -32,7 +32,7 @@ from .objection import leave_out, objection_to, pending_addresses, suppressed_ad
 from .partial import note_outcomes, split_refused
 from .report import Report
 from .senders import Team
-from .verdict import back, final, verdict_for, window_seconds
+from .verdict import back, final, late, verdict_for, window_seconds
 
 logger = logging.getLogger("mailengine.dispatch")
 
@@ -41,6 +41,16 @@ WORDS_KEPT = 16
 HEARTBEAT_SECONDS = 10.0
 WAIT_SECONDS = 0.2
 """How long the loop waits for a handover to end before it looks at the clock and the stop event again."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Messages that were claimed together."""
+
+    messages: Sequence[Message]
+    lease: Lease
+    is_suspect: bool = False
+    """One alone, which may have killed its workers."""
 
 
 @dataclass
@@ -57,6 +67,7 @@ class Item:
     provider: str = ""
     number: int = 0
     is_probe: bool = False
+    is_suspect: bool = False
 
 
 def dispatch_slice(*, max_time: float = 50, limit: int | None = None, stop: Event | None = None) -> Report:
@@ -89,6 +100,7 @@ class Dispatcher:
         self.settings = get_settings()
         self.using = router.db_for_write(Message)
         self.deferred = deferred
+        self._statuses = [Status.DEFERRED] if deferred else [Status.QUEUED, Status.UNCERTAIN]
         self.streams = None if streams is None else set(streams)
         self.limit = limit
         self.stop = stop or Event()
@@ -129,7 +141,7 @@ class Dispatcher:
         self.worker = lease.worker
         try:
             self.health.refresh()
-            self._stock_up([message], lease)
+            self._stock_up(Claim([message], lease))
             self._loop()
         finally:
             self._finish()
@@ -144,29 +156,24 @@ class Dispatcher:
         ended = self.team.collect(wait_seconds=self._patience())
         with transaction.atomic(using=self.using):
             self.health.refresh()
-            retried = self._settle(ended)
-            begun = [] if self._more_urgent_has_come() else self._begin()
-            claimed, lease = self._claim()
+            self._settle(ended)
+            claim = self._claim_more_urgent()
+            begun = [] if claim else self._begin()
+            claim = claim or self._claim()
             self._heartbeat()
-        # From here on it is durable, and nothing below asks the database for anything but words.
-        for item, _outcome in ended:
-            self.in_flight.pop(item.message.pk, None)
-        self.stock.extendleft(reversed(retried))
+        # It is durable now; what follows asks the database for words, and for nothing else.
         for item in begun:
-            self.in_flight[item.message.pk] = item
             self.team.send(item, _composed(item), item.provider)
         self._raise_alarms()
-        if lease is not None:
-            self._stock_up(claimed, lease)
+        if claim:
+            self._stock_up(claim)
         if self.on_progress is not None:
             self.on_progress(self.report)
 
     def _is_done(self) -> bool:
         if self.in_flight:
             return False
-        if self._must_stop():
-            return True
-        return self.is_dry and not self.stock and not self.suspects
+        return (self.is_dry and not self.stock and not self.suspects) or self._must_stop()
 
     def _must_stop(self) -> bool:
         if self.stop.is_set():
@@ -183,7 +190,7 @@ class Dispatcher:
             return 0
         self._abandon_lost()
         can_begin = self.stock and self.team.idle_count and not self._must_stop()
-        return 0 if can_begin and any(self._has_room(item) for item in self.stock) else WAIT_SECONDS
+        return 0 if can_begin and any(self._has_room(item, Counter()) for item in self.stock) else WAIT_SECONDS
 
     def _abandon_lost(self) -> None:
         """Stop waiting for handovers whose lease is over; they are rescued as uncertain, and may still end late."""
@@ -215,13 +222,14 @@ class Dispatcher:
         if not self.deferred:
             with transaction.atomic(using=self.using):
                 if Message.objects.overdue_leases().exists():
-                    self.report.rescued = Message.objects.rescue(
-                        window=lambda message: window_seconds(message, settings=self.settings)
-                    )
+                    self.report.rescued = self._rescue()
                 if Message.objects.expired().exists():
                     self.report.expired = Message.objects.expire()
         self.saw_mail = self._mine().due().exists()
         self.is_dry = not self.saw_mail
+
+    def _rescue(self) -> int:
+        return Message.objects.rescue(window=lambda message: window_seconds(message, settings=self.settings))
 
     def _is_blocked(self) -> bool:
         """Whether mail is due that no provider can take now."""
@@ -234,51 +242,57 @@ class Dispatcher:
 
     def _mine(self) -> MessageQuerySet:
         """The messages that are this run's business."""
-        statuses = [Status.DEFERRED] if self.deferred else [Status.QUEUED, Status.UNCERTAIN]
-        mine = Message.objects.filter(status__in=statuses)
+        mine = Message.objects.filter(status__in=self._statuses)
         return mine if self.streams is None else mine.filter(stream__in=self.streams)
 
-    def _more_urgent_has_come(self) -> bool:
-        """Whether mail is due that goes before what is in stock: then it is claimed and composed before any Begin."""
-        if not self.stock or not self.team.idle_count or self.is_direct or self._must_stop() or self._batch() <= 0:
-            return False
+    def _claim_more_urgent(self) -> Claim | None:
+        """Take mail that goes before what is in stock: it is composed before anything else begins."""
+        if not self.stock or not self.team.idle_count or self._may_not_claim():
+            return None
         head = min(item.message.priority for item in self.stock)
-        if head == 0 or not self._claimable().filter(priority__lt=head).due().exists():
-            return False
-        self.is_dry = False
-        return True
+        limit = min(self._batch(), self.team.idle_count)
+        if head == 0 or limit <= 0:
+            return None
+        urgent = self._claimable().filter(priority__lt=head)
+        return self._take(urgent, [Status.DEFERRED if self.deferred else Status.QUEUED], limit=limit)
 
-    def _claim(self) -> tuple[list[Message], Lease | None]:
-        """Take the next batch when the stock runs low, or what is more urgent than the stock."""
-        if self._must_stop() or self.is_direct:
-            return [], None
-        if self._wants_suspect():
-            lease, suspect = self._lease(), Message.objects.filter(pk=self.suspects.pop())
-            return self._take(suspect, lease, limit=1), lease
-        candidates = self._claimable()
-        is_stocked = len(self.stock) >= self.team.size
-        if is_stocked:
-            candidates = candidates.filter(priority__lt=min(item.message.priority for item in self.stock))
+    def _claim(self) -> Claim | None:
+        """Take the next batch when the stock runs low."""
+        if self._may_not_claim() or len(self.stock) >= self.team.size:
+            return None
+        if self.suspects and not self.in_flight and not self.stock:
+            # What may have killed its workers is claimed when nothing else of this process is under way.
+            suspect = Message.objects.filter(pk=self.suspects.pop())
+            return self._take(suspect, self._statuses, limit=1, is_suspect=True)
+        if self.is_dry:
+            return None
         limit = self._batch()
-        if self.is_dry or limit <= 0:
-            self.is_dry = True
-            return [], None
-        lease = self._lease()
-        claimed = self._take(candidates, lease, limit=limit)
-        if len(claimed) < limit and not is_stocked:
-            self.is_dry = True
-        return claimed, lease
+        if limit <= 0:
+            # What is in flight may close a circuit, or come back; then there is more to do.
+            self.is_dry = not self.in_flight and not self.stock
+            return None
+        claim = self._take(self._claimable(), self._statuses, limit=limit)
+        self.is_dry = claim is None or len(claim.messages) < limit
+        return claim
 
-    def _take(self, candidates: MessageQuerySet, lease: Lease, *, limit: int) -> list[Message]:
-        statuses = [Status.DEFERRED] if self.deferred else [Status.QUEUED, Status.UNCERTAIN]
-        claimed: list[Message] = []
+    def _may_not_claim(self) -> bool:
+        return self.is_direct or self._must_stop() or any(item.is_suspect for item in self._under_way())
+
+    def _take(
+        self, candidates: MessageQuerySet, statuses: Sequence[Status], *, limit: int, is_suspect: bool = False
+    ) -> Claim | None:
+        lease = self._lease()
+        messages: list[Message] = []
         for status in statuses:
-            if len(claimed) < limit:
-                claimed += candidates.claim(
-                    lease, status=status, seconds=self.settings.lease_seconds, limit=limit - len(claimed)
-                )
-        self.claimed_count += len(claimed)
-        return claimed
+            if len(messages) < limit:
+                left = limit - len(messages)
+                messages += candidates.claim(lease, status=status, seconds=self.settings.lease_seconds, limit=left)
+        self.claimed_count += len(messages)
+        return Claim(messages, lease, is_suspect) if messages else None
+
+    def _under_way(self) -> Iterator[Item]:
+        yield from self.stock
+        yield from self.in_flight.values()
 
     def _claimable(self) -> MessageQuerySet:
         mine = Message.objects.all() if self.streams is None else Message.objects.filter(stream__in=self.streams)
@@ -298,10 +312,6 @@ class Dispatcher:
         left = batch if self.limit is None else self.limit - self.claimed_count
         return min(batch, left)
 
-    def _wants_suspect(self) -> bool:
-        """A message that may have killed its workers is claimed when nothing else of this process is under way."""
-        return bool(self.suspects) and not self.in_flight and not self.stock
-
     def _lease(self) -> Lease:
         if self.worker is None:
             self.worker = Worker.objects.register(self.report.command)
@@ -309,21 +319,27 @@ class Dispatcher:
 
     # Compose
 
-    def _stock_up(self, claimed: Sequence[Message], lease: Lease) -> None:
+    def _stock_up(self, claim: Claim) -> None:
         """Compose what was claimed; what can't be composed was never in doubt."""
-        alone = len(claimed) == 1
-        suspects = [] if alone else [message for message in claimed if message.claim_count > SUSPECT_CLAIMS]
-        if suspects:
-            ids = [message.pk for message in suspects]
-            Message.objects.release(ids, lease)
-            self.claimed_count -= len(ids)
-            self.suspects += ids
-        items = [self._compose(message, lease) for message in claimed if message not in suspects]
-        more_urgent = bool(self.stock) and bool(items) and items[0].message.priority < self.stock[0].message.priority
-        if more_urgent:
+        messages = self._set_suspects_aside(claim)
+        items = [self._compose(message, claim.lease) for message in messages]
+        for item in items:
+            item.is_suspect = claim.is_suspect
+        if self.stock and items and items[0].message.priority < self.stock[0].message.priority:
             self.stock.extendleft(reversed(items))
         else:
             self.stock.extend(items)
+
+    def _set_suspects_aside(self, claim: Claim) -> list[Message]:
+        """Give back, to be claimed alone later, what may have killed its workers; the others are returned."""
+        if claim.is_suspect or self.is_direct:
+            return list(claim.messages)
+        suspects = [message.pk for message in claim.messages if message.claim_count > SUSPECT_CLAIMS]
+        if suspects:
+            Message.objects.release(suspects, claim.lease)
+            self.claimed_count -= len(suspects)
+            self.suspects += suspects
+        return [message for message in claim.messages if message.pk not in suspects]
 
     def _compose(self, message: Message, lease: Lease) -> Item:
         item = Item(message, lease)
@@ -391,6 +407,7 @@ class Dispatcher:
         if begun and self.worker is not None:
             numbers = {item.message.pk: (item.number, item.provider) for item in begun}
             Attempt.objects.begin(numbers, worker=self.worker)
+        self.in_flight.update((item.message.pk, item) for item in begun)
         return begun
 
     def _take_from_stock(self) -> list[Item]:
@@ -399,13 +416,14 @@ class Dispatcher:
             return []
         taken: list[Item] = []
         kept: list[Item] = []
+        planned: Counter[str] = Counter()
         while self.stock and len(taken) < self.team.idle_count:
             item = self.stock.popleft()
             if not item.lease.is_trusted:
                 Message.objects.release([item.message.pk], item.lease)
                 self.claimed_count -= 1
                 self.is_dry = False
-            elif self._has_room(item):
+            elif self._has_room(item, planned):
                 taken.append(item)
             else:
                 kept.append(item)
@@ -443,30 +461,31 @@ class Dispatcher:
         self.given_back[item.message.pk] += 1
         if self.given_back[item.message.pk] > self.settings.unhealthy_threshold and until is None:
             until = item.message.now + timedelta(seconds=max(self.settings.probe_interval_seconds, 1))
-        if until is None:
+        if until is None and not self.is_direct:
             self.is_dry = False
         return back(item.message, reason, now=item.message.now, settings=self.settings, until=until)
 
-    def _has_room(self, item: Item) -> bool:
-        """Whether the provider that it would go to may have one more connection in this process."""
-        if item.verdict is not None:
-            return True
-        choice = self.health.choose(item.message, tried=item.tried)
+    def _has_room(self, item: Item, planned: Counter[str]) -> bool:
+        """Whether the provider that it would go to may have one more connection here; then it is `planned`."""
+        choice = None if item.verdict else self.health.choose(item.message, tried=item.tried)
         if choice is None:
             return True
         most = self.settings.provider(choice.alias).connections
-        return most is None or self.team.in_flight[choice.alias] < most
+        if most is not None and self.team.in_flight[choice.alias] + planned[choice.alias] >= most:
+            return False
+        planned[choice.alias] += 1
+        return True
 
     # Settle
 
-    def _settle(self, ended: Sequence[tuple[Item, Outcome]]) -> list[Item]:
-        """Enter in the ledger and in the messages what came of these handovers; those to be sent elsewhere at once."""
+    def _settle(self, ended: Sequence[tuple[Item, Outcome]]) -> None:
+        """Enter in the ledger and in the messages what came of these handovers; some begin elsewhere at once."""
         if not ended:
-            return []
+            return
         rows = Message.objects.held([item.message.pk for item, _outcome in ended])
         self.health.note(Result(item.provider, outcome, item.message.stream, item.is_probe) for item, outcome in ended)
-        retried = []
         for item, outcome in ended:
+            self.in_flight.pop(item.message.pk, None)
             Attempt.objects.end(item.message.pk, item.number, outcome)
             self._suppress_bad_addresses(item.message, outcome)
             row = rows.get(item.message.pk)
@@ -477,20 +496,17 @@ class Dispatcher:
                 row.provider, row.other_recipients = item.provider, other_recipients
             item.tried.add(item.provider)
             verdict = self._verdict(item, outcome)
-            if verdict is None and is_ours:
-                item.verdict = None
-                retried.append(item)
-                continue
-            if verdict is None:
-                continue  # the lease was lost and nothing went out: whoever rescued it sees to it
             note_outcomes(item.message, outcome)
-            if is_ours:
+            if is_ours and verdict is None:
+                self.stock.appendleft(item)
+                continue
+            if is_ours and verdict is not None:
                 settled = self._conclude(item, verdict, outcome=outcome)
             else:
+                verdict = late(verdict, now=self.health.now)
                 settled = Message.objects.settle_late(item.message, verdict, number=item.number, outcome=outcome)
             if settled and outcome.refusals:
                 split_refused(item.message, outcome, now=self.health.now, settings=self.settings)
-        return retried
 
     def _verdict(self, item: Item, outcome: Outcome) -> Verdict | None:
         message = item.message

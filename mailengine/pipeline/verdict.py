@@ -82,6 +82,17 @@ def final(verdict: Verdict) -> Verdict:
             return verdict
 
 
+def late(verdict: Verdict | None, *, now: datetime) -> Verdict:
+    """The verdict on a message whose lease was over when its result came, and that is uncertain meanwhile.
+
+    A result that proves that nothing went out lets it be sent again, as deferred mail, with no attempt spent.
+    """
+    if verdict is None or verdict.keeps_due_time or verdict.status == Status.QUEUED:
+        reason = verdict.reason if verdict else "its provider did not take it"
+        return Verdict(Status.DEFERRED, reason, available_at=now)
+    return verdict
+
+
 def window_seconds(message: Message, *, settings: Settings) -> float | None:
     """How long a message waits for proof after the uncertain handover that it just had; None: for a person."""
     policy = settings.policy_for(message.stream)
