@@ -14,7 +14,7 @@ from typing import Any
 
 from django.conf import settings as django_settings
 from django.core.mail import EmailMultiAlternatives
-from django.utils.dateparse import parse_datetime
+from django.utils.dateparse import parse_date, parse_datetime
 
 from ..addresses import Address, parse_address
 from ..compat import mime_part
@@ -53,7 +53,6 @@ class ComposedEmail(EmailMultiAlternatives):
     """An email whose bytes depend on nothing but itself: MIME boundaries are made from the message's id."""
 
     boundary = ""
-    mixed_subtype = "mixed"
 
     def message(self, **kwargs: Any) -> Any:
         message = super().message(**kwargs)
@@ -150,14 +149,18 @@ def _add_extras(email: ComposedEmail, extras: Mapping[str, Any], message: Messag
     for content, mimetype in extras.get("alternatives", ()):
         email.attach_alternative(content, mimetype)
     email.encoding = extras.get("encoding")
-    email.mixed_subtype = extras.get("mixed_subtype", "mixed")
+    email.content_subtype = extras.get("content_subtype", "plain")
+    if "mixed_subtype" in extras and hasattr(email, "mixed_subtype"):  # until Django 5.2
+        email.mixed_subtype = extras["mixed_subtype"]
     for name in ANYMAIL_ATTRIBUTES:
         if name in extras:
-            value = extras[name]
-            setattr(
-                email, name, parse_datetime(value) or value if name == "send_at" and isinstance(value, str) else value
-            )
+            setattr(email, name, _instant(extras[name]) if name == "send_at" else extras[name])
     email.metadata = {**extras.get("metadata", {}), ID_METADATA: str(message.pk)}  # type: ignore[attr-defined]
+
+
+def _instant(value: Any) -> Any:
+    """Anymail's `send_at` as it was given: as JSON, dates and times are text."""
+    return (parse_datetime(value) if "T" in value else parse_date(value)) or value if isinstance(value, str) else value
 
 
 def _multiparts(part: MIMEMessage) -> Iterator[MIMEMessage]:

@@ -12,7 +12,7 @@ from asgiref.sync import sync_to_async
 from django.db import router, transaction
 
 from ..clock import db_now, read_now
-from ..conf import get_settings
+from ..conf import Settings, get_settings
 from ..errors import InvalidMail, NotSent
 from ..models import Lease, Message, Priority, Worker
 from ..models.messages import Status
@@ -55,7 +55,7 @@ def send_direct_email(
         raise InvalidMail("send_direct_email() sends now: use queue_mail() for send_at and idempotency_key.")
     settings = get_settings()
     if provider is not None:
-        settings.provider(provider)
+        settings = _with_one_provider(settings, provider)
     email = email_of(
         subject, message, from_email, html_message, template, context, reply_to, headers, attachments,
         to=recipient_list, cc=cc, bcc=bcc,
@@ -84,15 +84,19 @@ def send_direct_email(
             "Use queue_mail(), which is sent if and only if the transaction commits."
         ) from error
     dispatcher = Dispatcher("send_direct_email", max_time=None)
-    if provider is not None:
-        dispatcher.settings = replace(settings, providers={provider: settings.provider(provider)})
-        dispatcher.health.settings = dispatcher.settings
+    dispatcher.settings = dispatcher.health.settings = settings
     dispatcher.run_direct(row, lease)
     row.refresh_from_db()
     if row.status != Status.SENT:
         last = row.attempts.order_by("number").last()
         raise NotSent(f"{row.status}: {row.reason or last}", outcome=last.result if last else None, message=row)
     return row
+
+
+def _with_one_provider(settings: Settings, alias: str) -> Settings:
+    """These settings as if this provider were the only one, of every stream. Raises `UnknownProvider`."""
+    streams = {name: replace(policy, providers=None) for name, policy in settings.streams.items()}
+    return replace(settings, providers={alias: settings.provider(alias)}, streams=streams)
 
 
 asend_direct_email = sync_to_async(send_direct_email, thread_sensitive=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from typing import Any
 from django.conf import settings as django_settings
 from django.core.mail import EmailMessage
 from django.core.serializers.json import DjangoJSONEncoder
-from django.template import TemplateDoesNotExist
+from django.template import Context, TemplateDoesNotExist
+from django.template.backends.django import Template as DjangoTemplate
 from django.template.loader import select_template
 from django.utils.encoding import force_bytes
 
@@ -25,6 +27,8 @@ from ..addresses import Address, parse_address
 from ..errors import InvalidAddress, InvalidMail, UnknownTemplate
 from ..models import Attachment, Content, ContentFile
 from .plaintext import text_from_html
+
+logger = logging.getLogger(__name__)
 
 ANYMAIL_ATTRIBUTES = (
     "envelope_sender",
@@ -43,8 +47,12 @@ ANYMAIL_ATTRIBUTES = (
 """What Anymail adds to Django's EmailMessage: https://anymail.dev/en/stable/sending/anymail_additions/"""
 
 _HEADER_NAME = re.compile(r"[!-9;-~]{1,76}")  # RFC 5322, section 2.2: printable ASCII without the colon
+_KNOWN_BY_DJANGO = {"Cc", "From", "Reply-To", "To"}
+"""Headers that EmailMessage looks up in this spelling alone; in any other it drops them."""
 _UNSAFE_IN_HEADERS = re.compile("[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
-_UNSAFE_IN_TEXT = re.compile("[\x00\ud800-\udfff]")
+UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+"""What PostgreSQL can't store, or UTF-8 can't encode."""
+_MIMETYPE = re.compile(r"(?=.{3,127}$)[!#-'*+.0-9A-Z^-~-]+/[!#-'*+.0-9A-Z^-~-]+( *;[ -~]*)?")  # RFC 2045, section 5.1
 LONGEST_FILENAME = 150
 
 
@@ -154,7 +162,7 @@ def rendered(
     """Subject, text and HTML: those given, and where one is empty what the template's file for it renders.
 
     `template="app/name"` stands for `app/name.subject.txt`, `app/name.txt` and `app/name.html`. Of several templates,
-    each file is that of the first one that has it.
+    each file is that of the first one that has it. Only the HTML is escaped.
     Raises `UnknownTemplate` when none of the files exists.
     """
     if template is None:
@@ -172,7 +180,7 @@ def rendered(
 
 def checked_header(what: str, value: object) -> str:
     """`value` as the text of a header. Raises `InvalidMail` for line breaks and what no header can carry."""
-    text = str(value)
+    text = "" if value is None else str(value)
     if _UNSAFE_IN_HEADERS.search(text):
         raise InvalidMail(f"{what} holds a line break or a control character: {text[:80]!r}. Remove it.")
     return text
@@ -181,10 +189,19 @@ def checked_header(what: str, value: object) -> str:
 def checked_text(what: str, value: object) -> str:
     """`value` as text that every database and every mail can hold. Raises `InvalidMail`."""
     text = str(value)
-    found = _UNSAFE_IN_TEXT.search(text)
+    found = UNSTORABLE.search(text)
     if found:
         raise InvalidMail(f"{what} holds {found[0]!r} at position {found.start()}, which no mail can carry. Remove it.")
     return text
+
+
+def checked_mapping(what: str, value: object) -> dict[str, Any]:
+    """`value` as a dictionary, empty for None. Raises `InvalidMail` for what is none."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidMail(f"{what} is {value!r}. Give a dictionary.")
+    return dict(value)
 
 
 def checked_json(what: str, value: Any) -> Any:
@@ -217,8 +234,13 @@ def _part(names: Sequence[str], context: Mapping[str, object] | None) -> str | N
         template = select_template(names)
     except TemplateDoesNotExist:
         return None
+    is_html = names[0].endswith(".html")
     try:
-        words: str = template.render(dict(context or {}))
+        if isinstance(template, DjangoTemplate) and not is_html:
+            # Subject and text are no HTML: "Tom & Co" is to arrive as that, in templates that forgot to say so too.
+            words: str = template.template.render(Context(dict(context or {}), autoescape=False))
+        else:
+            words = template.render(dict(context or {}))
         return words
     except TemplateDoesNotExist as error:
         name = getattr(getattr(template, "origin", None), "template_name", names[-1])
@@ -227,12 +249,19 @@ def _part(names: Sequence[str], context: Mapping[str, object] | None) -> str | N
 
 def _words(email: EmailMessage) -> tuple[str, str, list[list[str]]]:
     """Text, HTML, and the further alternatives as [content, type]."""
-    alternatives = [(item[0], item[1]) for item in getattr(email, "alternatives", [])]
-    html = next((content for content, mimetype in alternatives if mimetype == "text/html"), None)
-    further = [[str(c), m] for c, m in alternatives if m != "text/html" or c is not html]
+    alternatives = [[_decoded(item[0], item[1]), item[1]] for item in getattr(email, "alternatives", [])]
+    html = next((item for item in alternatives if item[1] == "text/html"), None)
+    further = [item for item in alternatives if item is not html]
     if email.content_subtype == "html" and html is None:
         return "", str(email.body), further
-    return str(email.body), str(html or ""), further
+    return str(email.body), html[0] if html else "", further
+
+
+def _decoded(content: object, mimetype: str) -> str:
+    try:
+        return content.decode() if isinstance(content, bytes) else str(content)
+    except UnicodeDecodeError as error:
+        raise InvalidMail(f"The alternative of type {mimetype} is no text: {error}. Attach it as a file.") from error
 
 
 def _extras(
@@ -243,27 +272,37 @@ def _extras(
     tags: Iterable[str] | None,
 ) -> dict[str, Any]:
     anymail = {name: getattr(email, name) for name in ANYMAIL_ATTRIBUTES if getattr(email, name, None) is not None}
-    if metadata:
-        anymail["metadata"] = {**anymail.get("metadata", {}), **metadata}
-    if tags:
+    if metadata is not None:
+        anymail["metadata"] = {**anymail.get("metadata", {}), **checked_mapping("metadata", metadata)}
+    if tags is not None:
+        if isinstance(tags, str) or not isinstance(tags, Iterable):
+            raise InvalidMail(f"tags is {tags!r}. Give a list of tags: [{str(tags)!r}].")
         anymail["tags"] = [*anymail.get("tags", []), *tags]
     extras: dict[str, Any] = {name: checked_json(name, value) for name, value in anymail.items()}
     if further:
         extras["alternatives"] = checked_json("the alternatives", further)
     if isinstance(email.encoding, str):
         extras["encoding"] = email.encoding
+    if email.content_subtype not in {"plain", "html"}:
+        extras["content_subtype"] = checked_header("content_subtype", email.content_subtype)
     if (mixed_subtype := getattr(email, "mixed_subtype", "mixed")) != "mixed":  # "related", for inline images
         extras["mixed_subtype"] = checked_header("mixed_subtype", mixed_subtype)
     return extras
 
 
 def _sender(from_email: object) -> str:
-    text = checked_header("from_email", from_email or "")
     # Mail that asks for the project's own sender gets it as it is when the mail is sent, so that mending a wrong
     # DEFAULT_FROM_EMAIL also mends what waits already; and no caller sees an error because of that setting.
-    if not text or text == django_settings.DEFAULT_FROM_EMAIL:
+    if not from_email or from_email == django_settings.DEFAULT_FROM_EMAIL:
         return ""
-    return str(_address("from_email", text))
+    try:
+        return str(_address("from_email", from_email))
+    except InvalidAddress as error:
+        if from_email != django_settings.SERVER_EMAIL:
+            raise
+        # An error report must not fail while an error is being reported.
+        logger.error("SERVER_EMAIL: %s. The mail goes out from DEFAULT_FROM_EMAIL instead.", error)
+        return ""
 
 
 def _address(what: str, item: object) -> Address:
@@ -275,11 +314,13 @@ def _address(what: str, item: object) -> Address:
 
 def _headers(headers: Mapping[str, object]) -> dict[str, str]:
     checked = {}
-    for name, value in headers.items():
+    for name, value in checked_mapping("headers", headers).items():
         if not _HEADER_NAME.fullmatch(str(name)):
             raise InvalidMail(f"{name!r} is no name of a header. Use letters, digits and hyphens.")
         if str(name).lower() == "bcc":
             raise InvalidMail("Bcc as a header would show what it is to hide. Give bcc=[...] instead.")
+        if (usual := str(name).title()) in _KNOWN_BY_DJANGO:
+            name = usual
         checked[str(name)] = checked_header(f"the header {name}", value)
     return checked
 
@@ -288,10 +329,16 @@ def _file(item: Any) -> File:
     if isinstance(item, MIMEMessage):  # MIMEBase, and MIMEPart of Django 6
         return File(_filename(item.get_filename() or ""), item.get_content_type(), item.as_bytes(), is_part=True)
     filename, content, mimetype = item
+    name = _filename(filename or "")
+    if mimetype and not _MIMETYPE.fullmatch(str(mimetype)):
+        raise InvalidMail(f"The attachment {name!r} has the type {mimetype!r}. Give one like 'application/pdf'.")
     if isinstance(content, EmailMessage):
         content = content.message()
-    data = content.as_bytes() if isinstance(content, MIMEMessage) else force_bytes(content)
-    return File(_filename(filename or ""), checked_header("an attachment's type", mimetype or ""), data)
+    try:
+        data = content.as_bytes() if isinstance(content, MIMEMessage) else force_bytes(content)
+    except UnicodeEncodeError as error:
+        raise InvalidMail(f"The attachment {name!r} can't be encoded: {error}. Give its bytes.") from error
+    return File(name, mimetype or "", data)
 
 
 def _filename(name: str) -> str:

@@ -13,25 +13,31 @@ from itertools import chain, islice
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.conf import settings as django_settings
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.db import models, router, transaction
 from django.utils.timezone import is_naive
 
-from ..addresses import split_addresses
+from ..addresses import parse_address, split_addresses
 from ..clock import read_now
 from ..conf import get_settings
-from ..errors import InvalidMail
+from ..errors import InvalidAddress, InvalidMail
 from ..models import IdempotencyKey, JobRecipients, Message, MessageJob, Priority
-from ..models.idempotency import digest_of
 from .audience import find_audience
-from .draft import Draft, Recipient, checked_header, checked_json, draft_of, recipients_of, rendered
+from .draft import (
+    UNSTORABLE,
+    Draft,
+    Recipient,
+    checked_header,
+    checked_json,
+    checked_mapping,
+    draft_of,
+    recipients_of,
+    rendered,
+)
 from .merge import compile_words
 
 PIECE = 2_000
 """Recipients in one piece of a job's list, which is also what is expanded in one transaction."""
-DELIMITERS = frozenset(",; \t\r\n")
-MERGED = ("subject", "text", "html")
 
 
 @dataclass(frozen=True)
@@ -103,27 +109,27 @@ def queue_message(
     metadata: Mapping[str, object] | None = None,
     tags: Iterable[str] | None = None,
 ) -> Message:
-    """Django's EmailMessage, or Anymail's, in the queue; otherwise as `queue_mail()`."""
+    """Django's EmailMessage, or Anymail's, in the queue; otherwise as `queue_mail()`.
+
+    What is kept are its words, recipients, headers and files, and what Anymail adds to it; a worker makes a new email
+    from these. So what a subclass does in its own `message()` is lost: give such mail its headers and parts instead.
+    """
     draft = draft_of(email, metadata=metadata, tags=tags)
     recipients = recipients_of(email)
     terms = terms_of(stream, priority, send_at, expires_at)
     using = router.db_for_write(Message)
-    with transaction.atomic(using=using):
+
+    def store() -> Message:
         now = read_now(using)
         _check_times(terms, now=now)
+        return store_message(draft, recipients, terms, now=now)
+
+    with transaction.atomic(using=using):
         if idempotency_key is None:
-            return store_message(draft, recipients, terms, now=now)
+            return store()
         request = {"draft": draft.as_json(), "recipients": [r.as_json() for r in recipients], "terms": vars(terms)}
-        scope, digest = "message", digest_of(request)
-        if known := IdempotencyKey.objects.known(idempotency_key, scope=scope, digest=digest):
-            return _found(known.message)
-        with transaction.atomic(using=using):
-            message = store_message(draft, recipients, terms, now=now)
-            if IdempotencyKey.objects.record(idempotency_key, scope=scope, digest=digest, message=message):
-                return message
-            transaction.set_rollback(True, using=using)  # a twin was first: what was just written goes again
-        known = IdempotencyKey.objects.known(idempotency_key, scope=scope, digest=digest)
-        return _found(known.message if known else None)
+        keys = IdempotencyKey.objects.using(using)
+        return keys.once(idempotency_key, scope="message", request=request, make=store)
 
 
 def queue_job(
@@ -164,43 +170,37 @@ def queue_job(
     draft = draft_of(email, metadata=metadata, tags=tags)
     terms = terms_of(stream, priority, send_at, expires_at)
     audience, entries = _recipients(recipients)
-    if merge_data is not None:
-        merge_data = {str(address).casefold(): checked_json("merge_data", data) for address, data in merge_data.items()}
+    data = None if merge_data is None else _merge_data_by_key(merge_data)
     first, entries = _peek(entries)
     if not audience and first is None:
         raise InvalidMail("The job has no recipients: give addresses, or the name of an audience.")
-    if merge_data is not None or (first is not None and len(first) > 2):
+    if data is not None or (first is not None and len(first) > 2):
         check_merge_fields(draft.subject, draft.text, draft.html)
     using = router.db_for_write(MessageJob)
-    with transaction.atomic(using=using):
+
+    def store(entries: Iterator[list[Any]]) -> MessageJob:
         now = read_now(using)
         _check_times(terms, now=now)
-        scope, digest = "job", ""
-        if idempotency_key is not None:
-            listed = list(entries)
-            entries = iter(listed)
-            request = {"draft": draft.as_json(), "recipients": listed, "audience": audience, "terms": vars(terms)}
-            digest = digest_of({**request, "merge_data": merge_data})
-            if known := IdempotencyKey.objects.known(idempotency_key, scope=scope, digest=digest):
-                return _found_job(known.job)
-        with transaction.atomic(using=using):
-            job = MessageJob.objects.create(
-                content=draft.store(now=now),
-                audience=audience,
-                merge_data=merge_data,
-                source=source_of(source),
-                created_by=created_by,
-                created_at=now,
-                **vars(terms),
-            )
-            JobRecipients.objects.store(job, _pieces(entries))
-            if idempotency_key is None or IdempotencyKey.objects.record(
-                idempotency_key, scope=scope, digest=digest, job=job
-            ):
-                return job
-            transaction.set_rollback(True, using=using)  # a twin was first, as above
-        known = IdempotencyKey.objects.known(str(idempotency_key), scope=scope, digest=digest)
-        return _found_job(known.job if known else None)
+        job = MessageJob.objects.create(
+            content=draft.store(now=now),
+            audience=audience,
+            merge_data=data,
+            source=source_of(source),
+            created_by=created_by,
+            created_at=now,
+            **vars(terms),
+        )
+        JobRecipients.objects.store(job, _pieces(entries))
+        return job
+
+    with transaction.atomic(using=using):
+        if idempotency_key is None:
+            return store(entries)
+        listed = list(entries)
+        request = {"draft": draft.as_json(), "recipients": listed, "audience": audience, "merge_data": data}
+        request["terms"] = vars(terms)
+        keys = IdempotencyKey.objects.using(using)
+        return keys.once(idempotency_key, scope="job", request=request, make=lambda: store(iter(listed)))
 
 
 aqueue_mail = sync_to_async(queue_mail, thread_sensitive=True)
@@ -230,11 +230,6 @@ def check_merge_fields(*words: str) -> None:
         compile_words(text)
 
 
-def defaultterms_of(*, stream: str, priority: Priority | int | str | None = None) -> Terms:
-    """Terms without a time: to be sent as soon as it is its turn."""
-    return terms_of(stream, priority, None, None)
-
-
 def email_of(
     subject: str,
     message: str,
@@ -255,27 +250,37 @@ def email_of(
     email = EmailMultiAlternatives(
         subject=subject,
         body=text,
-        from_email=from_email or django_settings.DEFAULT_FROM_EMAIL,
+        from_email=from_email,
         to=_listed("recipient_list", to),
         cc=_listed("cc", cc),
         bcc=_listed("bcc", bcc),
         reply_to=_listed("reply_to", reply_to),
-        headers=dict(headers or {}),
+        headers=checked_mapping("headers", headers),
     )
-    for item in attachments or ():
-        if isinstance(item, tuple | list):
-            email.attach(*item)
-        else:
-            email.attach(item)
+    for number, item in enumerate(attachments or (), start=1):
+        _attach(email, number, item)
     if html:
         email.attach_alternative(html, "text/html")
     return email
 
 
 def _listed(what: str, value: Sequence[str] | None) -> list[str]:
-    if isinstance(value, str):
-        raise InvalidMail(f"{what} is the text {value!r}. Give a list of addresses: [{value!r}].")
+    if isinstance(value, str) or not isinstance(value, Iterable | None):
+        raise InvalidMail(f"{what} is {value!r}. Give a list of addresses: [{str(value)!r}].")
     return [str(item) for item in value or ()]
+
+
+def _attach(email: EmailMessage, number: int, item: Any) -> None:
+    try:
+        if isinstance(item, tuple | list):
+            email.attach(*item)
+        else:
+            email.attach(item)
+    except (TypeError, ValueError) as error:
+        raise InvalidMail(
+            f"attachment {number} can't be attached: {error}."
+            " Give (file name, content) or (file name, content, type), or a MIME part."
+        ) from error
 
 
 def terms_of(
@@ -291,8 +296,9 @@ def terms_of(
 
 
 def _priority(value: Priority | int | str) -> int:
-    if isinstance(value, str) and value.upper() in Priority.names:
-        return int(Priority[value.upper()])
+    if isinstance(value, str):
+        name = value.strip().upper()
+        value = int(Priority[name]) if name in Priority.names else int(name) if name.isdecimal() else value
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 100:
         return int(value)
     raise InvalidMail(f"priority is {value!r}. Give one of mailengine.Priority, or a number from 0 to 100.")
@@ -305,18 +311,38 @@ def _check_times(terms: Terms, *, now: datetime) -> None:
 
 def _recipients(recipients: str | Iterable[Any]) -> tuple[str, Iterator[list[Any]]]:
     """The name of an audience, or "" and entries of [line, address] or [line, address, merge data]."""
-    if not isinstance(recipients, str):
-        return "", (_entry(line, item) for line, item in enumerate(recipients, start=1))
-    if "@" in recipients or DELIMITERS.intersection(recipients) or not recipients:
-        return "", ([line, checked_json("recipients", item)] for line, item in split_addresses(recipients))
-    return find_audience(recipients).name, iter(())
+    if isinstance(recipients, str):
+        if "@" in recipients or any(character in ",;" or character.isspace() for character in recipients):
+            return "", ([line, _storable(item)] for line, item in split_addresses(recipients))
+        return (find_audience(recipients).name, iter(())) if recipients else ("", iter(()))
+    if not isinstance(recipients, Iterable):
+        raise InvalidMail(f"recipients is {recipients!r}. Give addresses, or the name of an audience.")
+    return "", (_entry(line, item) for line, item in enumerate(recipients, start=1))
 
 
 def _entry(line: int, item: Any) -> list[Any]:
-    if isinstance(item, str):
-        return [line, item.replace("\0", "\ufffd").encode("utf-8", "replace").decode()]
-    address, data = item
-    return [line, str(address), checked_json("merge data", dict(data))]
+    match item:
+        case str(address) | (str(address),):  # the second is a row of values_list() without flat=True
+            return [line, _storable(address)]
+        case (str(address), Mapping() as data):
+            return [line, _storable(address), checked_json(f"the merge data of recipient {line}", dict(data))]
+    raise InvalidMail(f"recipient {line} is {item!r}. Give an address, or (address, merge data).")
+
+
+def _storable(address: str) -> str:
+    """The address, or what any database can hold in its place and expansion will count as malformed."""
+    return UNSTORABLE.sub("\x1a", address)
+
+
+def _merge_data_by_key(merge_data: Mapping[str, Mapping[str, object]]) -> dict[str, Any]:
+    by_key = {}
+    for address, data in checked_mapping("merge_data", merge_data).items():
+        try:
+            key = parse_address(str(address)).key
+        except InvalidAddress as error:
+            raise InvalidAddress(f"merge_data: {error}") from error
+        by_key[key] = checked_json(f"merge_data of {key}", checked_mapping(f"merge_data of {key}", data))
+    return by_key
 
 
 def _peek(entries: Iterator[list[Any]]) -> tuple[list[Any] | None, Iterator[list[Any]]]:
@@ -334,15 +360,3 @@ def source_of(source: models.Model | str | None) -> str:
     if isinstance(source, models.Model):
         return f"{source._meta.label_lower}:{source.pk}"
     return "" if source is None else checked_header("source", source)[:200]
-
-
-def _found(message: Message | None) -> Message:
-    if message is None:
-        raise InvalidMail("The idempotency key was used for a job. Use a key of its own for each request.")
-    return message
-
-
-def _found_job(job: MessageJob | None) -> MessageJob:
-    if job is None:
-        raise InvalidMail("The idempotency key was used for a message. Use a key of its own for each request.")
-    return job

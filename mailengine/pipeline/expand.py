@@ -11,7 +11,7 @@ from itertools import islice
 from threading import Event
 from typing import Any
 
-from django.db import connections, router, transaction
+from django.db import InterfaceError, OperationalError, connections, router, transaction
 
 from ..addresses import Address, parse_address
 from ..clock import read_now
@@ -35,6 +35,8 @@ class ExpansionReport:
     duplicates: int = 0
     malformed: int = 0
     paused: int = 0
+    postponed: int = 0
+    """Jobs that a database did not let go on; the next run takes them up."""
     followed: int = 0
     """Messages that were cancelled or let go on with their job."""
     jobs_done: int = 0
@@ -43,10 +45,10 @@ class ExpansionReport:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.jobs or self.followed or self.jobs_done or self.paused)
+        return not (self.jobs or self.followed or self.jobs_done)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"command": "process_mail_jobs", **vars(self), "seconds": round(self.seconds, 3)}
+        return {**vars(self), "seconds": round(self.seconds, 3)}
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def expand_jobs(
             return False
         return True
 
-    _follow_jobs(report)
+    _follow_jobs(report, must_stop=must_stop)
     for job in MessageJob.objects.due().select_related("content"):
         if must_stop():
             break
@@ -103,11 +105,13 @@ def expand_jobs(
     return report
 
 
-def _follow_jobs(report: ExpansionReport) -> None:
+def _follow_jobs(report: ExpansionReport, *, must_stop: Callable[[], bool]) -> None:
     """Let messages follow a job that was cancelled or resumed; Begin has held them back since that moment."""
     for job in MessageJob.objects.filter(unsettled=True):
         while followed := Message.objects.follow(job, limit=FOLLOW_BATCH):
             report.followed += followed
+            if must_stop():
+                return
         MessageJob.objects.filter(pk=job.pk, status=job.status).update(unsettled=False)
 
 
@@ -140,10 +144,14 @@ def _expand(
                 on_progress(report)
     except (UnknownAudience, InvalidMail) as error:
         _pause(job, str(error), report)
+    except (OperationalError, InterfaceError):
+        # A deadlock, or a database that went away, ours or an audience's: no fault of the job.
+        logger.exception("job %s is left for the next run", job.pk, extra={"job": job.pk})
+        report.postponed += 1
     except Exception as error:
         # An audience is the project's own code: its bug holds this job, with the traceback in the log, and no other.
         logger.exception("job %s could not be expanded", job.pk, extra={"job": job.pk})
-        _pause(job, f"its audience failed: {type(error).__name__}: {error}", report)
+        _pause(job, f"it could not be expanded: {type(error).__name__}: {error}", report)
 
 
 def _pause(job: MessageJob, reason: str, report: ExpansionReport) -> None:

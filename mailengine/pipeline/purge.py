@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from django.db import router, transaction
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from ..clock import db_now
 from ..models import Attachment, Content, Message, MessageJob, Worker
@@ -26,14 +26,16 @@ class PurgeReport:
 
 
 def purge(*, days: float, must_stop: Callable[[], bool] = lambda: False) -> PurgeReport:
-    """Remove final messages queued more than `days` ago with their attempts, then the jobs, words and files left over.
+    """Remove final messages more than `days` old with their attempts, then the jobs, words and files left over.
+
+    A sent message is as old as its sending, any other as its queueing.
 
     Each batch is a transaction of its own, so that the queue goes on beside it.
     """
     report = PurgeReport()
     before = db_now(-DAY * days)
     final = Message.objects.filter(status__in=Message.FINAL_STATUSES, created_at__lt=before)
-    report.messages = _delete(final, must_stop)
+    report.messages = _delete(final.filter(Q(sent_at=None) | Q(sent_at__lt=before)), must_stop)
     ended = [MessageJob.Status.DONE, MessageJob.Status.CANCELLED]
     left = Message.objects.filter(job=OuterRef("pk"))
     jobs = MessageJob.objects.filter(~Exists(left), status__in=ended, created_at__lt=before)
@@ -54,7 +56,9 @@ def _delete(rows: QuerySet, must_stop: Callable[[], bool]) -> int:  # type: igno
     removed = 0
     while not must_stop():
         with transaction.atomic(using=router.db_for_write(rows.model)):
-            ids = list(rows.order_by("pk").values_list("pk", flat=True)[:BATCH])
+            # Locked, so that a person can't requeue a dead message between these two statements.
+            locked = rows.order_by("pk").select_for_update()
+            ids = list(locked.values_list("pk", flat=True)[:BATCH])
             rows.model._default_manager.filter(pk__in=ids).delete()
         removed += len(ids)
         if len(ids) < BATCH:

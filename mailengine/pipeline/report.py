@@ -43,7 +43,6 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "command": self.command,
             "outcomes": dict(self.outcomes),
             "providers": dict(self.sent_by),
             "rescued": self.rescued,

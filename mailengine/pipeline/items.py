@@ -1,0 +1,38 @@
+"""What travels through the loop: a claim of messages, and each message on its way to a provider."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..models import Lease, Message
+from ..models.messages import Verdict
+from .compose import ComposedEmail
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Messages that were claimed together."""
+
+    messages: Sequence[Message]
+    lease: Lease
+    is_suspect: bool = False
+    """One alone, which may have killed its workers."""
+
+
+@dataclass
+class Item:
+    """A claimed message, composed; or with the verdict on it, where it could not be."""
+
+    message: Message
+    lease: Lease
+    email: ComposedEmail | None = None
+    verdict: Verdict | None = None
+    is_suspect: bool = False
+    tried: set[str] = field(default_factory=set)
+    """Providers that it was at in this claim."""
+    provider: str = ""
+    """Where it is, once begun."""
+    number: int = 0
+    """Of its attempt there."""
+    is_probe: bool = False
