@@ -78,9 +78,6 @@ class Health:
         """Whether no circuit is closed, so that messages go out one by one."""
         return not any(state.circuit.is_usable(now=self.now) for state in self._states.values())
 
-    def usable_providers(self) -> list[str]:
-        return [alias for alias in self._states if self._takes_mail(alias)]
-
     def another(self, message: Message, *, tried: Collection[str]) -> bool:
         """Whether a provider that this message has not been to can take it now."""
         return choose(self._preferred(message), now=self.now, tried=tried) is not None
@@ -95,7 +92,7 @@ class Health:
 
     def start_probe(self, alias: str) -> bool:
         """Take the probe that is due; False when another process was quicker. In a transaction."""
-        state = ProviderState.objects.locked([alias])[alias]
+        state = self._lock()[alias]
         if not state.circuit.probe_is_due(now=state.now):
             return False
         state.record(start_probe(state.circuit, now=state.now, policy=self.policy))
@@ -107,7 +104,7 @@ class Health:
         changing = [result for result in results if self._would_change(result)]
         if not changing:
             return
-        locked = ProviderState.objects.locked({result.alias for result in changing})
+        locked = self._lock()
         for result in changing:
             state = locked[result.alias]
             before = state.circuit
@@ -125,6 +122,10 @@ class Health:
             state.record(after, **changes)
         for state in locked.values():
             self._states[state.alias] = self._seen(state)
+
+    def _lock(self) -> dict[str, ProviderState]:
+        """All rows, always: who needs a second one later in the same transaction holds it already, in the right order."""
+        return ProviderState.objects.locked(list(self._states))
 
     def _after(self, circuit: Circuit, result: Result, *, now: datetime) -> Circuit:
         outcome = result.outcome
