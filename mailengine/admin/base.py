@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 else:
     _ModelAdmin = admin.ModelAdmin
 
+AT_ONCE = 1_000
+"""Rows changed by one statement, so that an action on a whole table holds no worker up."""
 LOGGED_IDS = 100
 """How many of the rows that an action was asked for are named in the admin's log."""
 
@@ -56,6 +58,9 @@ class ReadOnlyAdmin(_ModelAdmin):
 class OperatedAdmin(ReadOnlyAdmin):
     """Rows that a person with the model's `change` permission moves on by actions, each one verb of the queryset."""
 
+    final_verbs: Sequence[str] = ()
+    """Those that nothing undoes: on a row's own page they ask once more."""
+
     def has_operate_permission(self, request: HttpRequest) -> bool:
         """Whether the actions are offered and done. The change permission opens no form here, see `ReadOnlyAdmin`."""
         return request.user.has_perm(f"{self.opts.app_label}.change_{self.opts.model_name}")
@@ -71,18 +76,19 @@ class OperatedAdmin(ReadOnlyAdmin):
 
         `why` is the sentence that says which rows the verb is for.
         """
-        ticked = queryset.order_by()
-        # Read before: the verb can move them off the filter of the list.
-        ids = [str(pk) for pk in ticked.values_list("pk", flat=True)]
-        changed = verb(ticked)
+        ids = list(queryset.order_by().values_list("pk", flat=True))
+        # By their ids alone: a search joins other tables, and an UPDATE of a join doesn't look at the status again
+        # after it waited for a row that a worker had locked.
+        rows = self.model._default_manager
+        changed = sum(verb(rows.filter(pk__in=ids[i : i + AT_ONCE])) for i in range(0, len(ids), AT_ONCE))
         name = str(dict(self.get_action_choices(request))[action])
         figures = {"action": name, "changed": grouped(changed), "ticked": grouped(len(ids))}
         if changed < len(ids):
-            text = gettext("%(action)s: done for %(changed)s of %(ticked)s.") % figures
+            text = gettext("Done for %(changed)s of %(ticked)s: %(action)s.") % figures
             self.message_user(request, f"{text} {why}", messages.WARNING)
         else:
-            self.message_user(request, gettext("%(action)s: done for %(changed)s.") % figures, messages.SUCCESS)
-        self._log(request, f"{name}: {changed}/{len(ids)}", ids)
+            self.message_user(request, gettext("Done for %(changed)s: %(action)s.") % figures, messages.SUCCESS)
+        self._log(request, f"{name}: {changed}/{len(ids)}", [str(pk) for pk in ids])
 
     def changeform_view(
         self,
@@ -95,7 +101,7 @@ class OperatedAdmin(ReadOnlyAdmin):
         labels = dict(self.get_action_choices(request))
         verbs = [] if obj is None else [name for name in self.verbs_for(obj) if name in labels]
         context = {
-            "verbs": [{"name": name, "label": labels[name]} for name in verbs],
+            "verbs": [{"name": name, "label": labels[name], "is_final": name in self.final_verbs} for name in verbs],
             "changelist_url": reverse(_url_name(self, "changelist")),
         }
         return super().changeform_view(request, object_id, form_url, {**context, **(extra_context or {})})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
@@ -35,13 +36,11 @@ class MessageJobAdmin(BannerMixin, OperatedAdmin):
     search_help_text = _("Words of the subject")
     ordering = ("-id",)
     actions = ("pause", "resume", "cancel")
+    final_verbs = ("cancel",)
     fieldsets = (
-        (None, {"fields": ("status", "reason", "stream", "priority", "audience", "source", "created_by")}),
-        (_("Times"), {"fields": ("created_at", "send_at", "expires_at", "started_at", "finished_at")}),
-        (
-            _("Recipients"),
-            {"fields": ("recipient_count", "message_count", "duplicate_count", "malformed_count")},
-        ),
+        (None, {"fields": (("status", "reason"), ("stream", "priority"), ("audience", "source", "created_by"))}),
+        (_("Times"), {"fields": (("created_at", "started_at", "finished_at"), ("send_at", "expires_at"))}),
+        (_("Recipients"), {"fields": (("recipient_count", "message_count", "duplicate_count", "malformed_count"),)}),
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[MessageJob]:
@@ -93,6 +92,7 @@ class MessageJobAdmin(BannerMixin, OperatedAdmin):
                 "job": job,
                 "progress": [(share, f"{messages_url}&status__exact={share.status}") for share in progress_of(job)],
                 "messages_url": messages_url,
+                "from_email": job.from_email or settings.DEFAULT_FROM_EMAIL,
                 "preview_url": reverse(f"{name}:mailengine_messagejob_preview", args=[job.pk]),
             }
         return super().change_view(request, object_id, form_url, {**context, **(extra_context or {})})

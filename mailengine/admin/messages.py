@@ -35,7 +35,7 @@ class PriorityFilter(ChoiceFilter):
 class KeptFilter(admin.SimpleListFilter):
     """The lists that a person works through (G38)."""
 
-    title = _("for a person")
+    title = _("what is left to a person")
     parameter_name = "kept"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
@@ -96,12 +96,16 @@ class MessageAdmin(BannerMixin, OperatedAdmin):
     search_help_text = _("An address, the beginning of one, or the id of a message")
     ordering = ("-id",)
     actions = ("requeue", "cancel", "mark_sent", "give_up")
+    final_verbs = ("cancel", "mark_sent")
     inlines = (AttemptInline,)
     fieldsets = (
-        (None, {"fields": ("standing", "status", "reason", "delivery", "everybody")}),
-        (_("Mail"), {"fields": ("id", "subject", "job_link", "stream", "shown_priority")}),
-        (_("Times"), {"fields": ("created_at", "send_at", "available_at", "expires_at", "sent_at", "leased_until")}),
-        (_("Handovers"), {"fields": ("attempt_count", "uncertain_count", "provider", "provider_message_id")}),
+        (None, {"fields": ("standing", ("status", "reason", "delivery"), "everybody")}),
+        (_("Mail"), {"fields": ("id", ("subject", "job_link"), ("stream", "shown_priority"))}),
+        (
+            _("Times"),
+            {"fields": (("created_at", "available_at", "sent_at"), ("send_at", "expires_at", "leased_until"))},
+        ),
+        (_("Handovers"), {"fields": (("attempt_count", "uncertain_count"), ("provider", "provider_message_id"))}),
     )
     readonly_fields = ("standing", "everybody", "subject", "job_link", "shown_priority")
 
@@ -150,7 +154,7 @@ class MessageAdmin(BannerMixin, OperatedAdmin):
                 (
                     f"{recipient['name']} <{recipient['address']}>" if recipient["name"] else recipient["address"],
                     recipient["kind"],
-                    recipient["outcome"] or gettext("open"),
+                    recipient["outcome"] or message.get_status_display(),
                 )
                 for recipient in message.recipients
             ),

@@ -29,7 +29,7 @@ class ProviderStateAdmin(BannerMixin, ReadOnlyAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ProviderState]:
         rows: QuerySet[ProviderState] = super().get_queryset(request)
-        return rows.annotate(now=db_now())
+        return rows.annotate(now=db_now())  # type: ignore[no-redef]
 
     @admin.display(description=_("circuit"), ordering="is_open")
     def circuit_in_words(self, provider: Any) -> str:

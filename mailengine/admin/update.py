@@ -23,7 +23,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.html import escape, format_html
 from django.utils.safestring import SafeString
-from django.utils.text import Truncator, capfirst
+from django.utils.text import Truncator
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
@@ -295,8 +295,8 @@ class SendEmailUpdateMixin(_ModelAdmin):
         return format_html('<a href="{}">{}</a>', url, gettext("Follow its progress"))
 
     def _report(self, request: HttpRequest, obj: Any, error: Exception) -> None:
-        sentence = gettext("“%(object)s” was not queued. %(error)s")
-        named = {"object": Truncator(obj).chars(100), "error": capfirst(str(error))}
+        sentence = gettext("“%(object)s” was not queued: %(error)s")
+        named = {"object": Truncator(obj).chars(100), "error": error}
         self.message_user(request, sentence % named, messages.ERROR)
 
     def _url(self, page: str, obj: Any) -> str:
@@ -315,7 +315,7 @@ def shown(text: str) -> str:
 def _size(name: str) -> Size:
     size = find_audience(name).size()
     if not size.number:
-        raise InvalidMail(gettext("The audience “%(name)s” is empty: there is nobody to send to.") % {"name": name})
+        raise InvalidMail(gettext("the audience “%(name)s” is empty: there is nobody to send to.") % {"name": name})
     return size
 
 

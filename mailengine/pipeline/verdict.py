@@ -95,6 +95,8 @@ def late(verdict: Verdict | None, *, now: datetime) -> Verdict:
 
 def window_seconds(message: Message, *, settings: Settings) -> float | None:
     """How long a message waits for proof after the uncertain handover that it just had; None: for a person."""
+    if message.claimed_from == Status.DEAD:
+        return None  # sent directly: its caller waited for it, and was told or is gone
     policy = settings.policy_for(message.stream)
     if policy.uncertain == "hold" or message.uncertain_count + 1 >= SECOND_UNCERTAIN:
         return None
