@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from django.db import models
@@ -12,6 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..clock import db_now
 from ..outcomes import CODE_LENGTH, Kind, Outcome
+from .bulk import update_rows
 from .messages import Message
 from .workers import Worker
 
@@ -35,13 +37,23 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
         )
         return {row["message_id"]: Record(row["last"], row["accepted"] > 0) for row in rows}
 
-    def begin(self, numbers: Mapping[UUID, tuple[int, str]], *, worker: Worker) -> None:
+    def begin(self, numbers: Mapping[UUID, tuple[int, str]], *, worker: Worker, now: datetime | None = None) -> None:
         """Enter that these messages are about to be handed over: id → (number of the attempt, provider)."""
         rows = [
-            Attempt(message_id=message_id, number=number, provider=provider, worker=worker, begun_at=db_now())
+            Attempt(message_id=message_id, number=number, provider=provider, worker=worker, begun_at=now or db_now())
             for message_id, (number, provider) in numbers.items()
         ]
         Attempt.objects.bulk_create(rows)
+
+    def end_many(self, ended: Iterable[tuple[UUID, int, Outcome]], *, now: datetime) -> None:
+        """Enter what came of these: (message, number of the attempt, outcome) each; see `end()`."""
+        update_rows(
+            Attempt,
+            ((now, str(o.kind), o.code, o.detail, o.sha256 or None, pk, number) for pk, number, o in ended),
+            columns=["ended_at", "outcome", "code", "detail", "sha256"],
+            keys=["message", "number"],
+            using=self.db,
+        )
 
     def end(self, message_id: UUID, number: int, outcome: Outcome) -> None:
         """Enter what came of it. A late result of an attempt that was given up as lost replaces that entry."""

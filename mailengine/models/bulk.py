@@ -25,7 +25,7 @@ def insert_copies(
     if not prepared:
         return 0
     names = ", ".join(connection.ops.quote_name(str(field.column)) for field in [*own, *shared])
-    insert = f"INSERT INTO {connection.ops.quote_name(meta.db_table)} ({names})"  # noqa: S608  the model's own names
+    insert = f"INSERT INTO {connection.ops.quote_name(meta.db_table)} ({names})"
     marks = ", ".join(["%s"] * len(constants))
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
@@ -36,3 +36,19 @@ def insert_copies(
             values = f"VALUES ({', '.join(['%s'] * len(own))}, {marks})"
             cursor.executemany(f"{insert} {values}", [[*row, *constants] for row in prepared])
     return len(prepared)
+
+
+def update_rows(
+    model: type[models.Model], rows: Iterable[Sequence[Any]], *, columns: Sequence[str], keys: Sequence[str], using: str
+) -> None:
+    """Set `columns` in many rows, in one round trip where the driver can; each of `rows` gives columns, then keys."""
+    connection, meta = connections[using], model._meta
+    fields = [field for name in (*columns, *keys) for field in meta.concrete_fields if field.name == name]
+    prepared = [
+        [field.get_db_prep_save(value, connection) for field, value in zip(fields, row, strict=True)] for row in rows
+    ]
+    marks = [f"{connection.ops.quote_name(str(field.column))} = %s" for field in fields]
+    sets, wheres = ", ".join(marks[: len(columns)]), " AND ".join(marks[len(columns) :])
+    update = f"UPDATE {connection.ops.quote_name(meta.db_table)} SET {sets} WHERE {wheres}"  # noqa: S608  own names
+    with connection.cursor() as cursor:
+        cursor.executemany(update, prepared)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.core.serializers.json import DjangoJSONEncoder
-from django.db import connections, models
+from django.db import models, transaction
 from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Coalesce
 from django.utils.translation import gettext_lazy as _
@@ -22,7 +22,7 @@ from django.utils.translation import gettext_lazy as _
 from ..clock import db_now
 from ..ids import uuid7
 from ..outcomes import Kind, Outcome, one_line
-from .bulk import insert_copies
+from .bulk import insert_copies, update_rows
 from .content import Content
 from .indexes import OpenIndex
 from .jobs import MessageJob
@@ -154,9 +154,8 @@ class MessageQuerySet(models.QuerySet["Message"]):
         By priority, then due time, then age. Messages that another worker is taking at this moment are passed over,
         not waited for. To be called in a transaction that is committed before anything is sent.
         """
-        skip_locked = self._features.has_select_for_update_skip_locked
         due = self.filter(status=status).due().order_by("priority", "available_at", "id")
-        rows = list(due.select_for_update(skip_locked=skip_locked)[:limit])
+        rows = list(due.select_for_update(skip_locked=True)[:limit])
         if rows:
             Message.objects.filter(pk__in=[row.pk for row in rows], status=status).update(
                 claimed_from=status,  # before status: MariaDB assigns from left to right
@@ -172,11 +171,11 @@ class MessageQuerySet(models.QuerySet["Message"]):
         return rows
 
     def held(self, ids: Collection[UUID]) -> dict[UUID, Message]:
-        """Those of these messages that are under a lease, locked; `row.now` is the instant they were read at.
+        """These messages, locked; `row.now` is the instant they were read at, `row.lease` says whose they are now.
 
-        Whose lease it is stands in `row.lease`.
+        Whatever their state is: a late result, too, is entered in a row that nobody else can begin meanwhile.
         """
-        rows = self.filter(pk__in=ids, status=Status.SENDING).order_by("id")
+        rows = self.filter(pk__in=ids).order_by("id")
         return {row.pk: row for row in rows.annotate(now=db_now()).select_for_update()}
 
     def settle(self, message: Message, verdict: Verdict, *, lease: Lease, outcome: Outcome | None = None) -> bool:
@@ -184,11 +183,50 @@ class MessageQuerySet(models.QuerySet["Message"]):
         ours = Message.objects.filter(pk=message.pk, status=Status.SENDING, lease=lease.id)
         return self._apply(ours, message, verdict, outcome) > 0
 
+    def settle_sent(self, accepted: Iterable[tuple[Message, Outcome]], *, now: datetime) -> None:
+        """Record that these messages were accepted, all in one go: what nearly every handover comes to.
+
+        For messages that `held()` has locked under a lease of ours. `message.provider` is who took it.
+        """
+        update_rows(
+            Message,
+            (
+                (
+                    Status.SENT,
+                    "",
+                    None,
+                    None,
+                    None,
+                    0,
+                    m.provider,
+                    o.provider_message_id[:255],
+                    m.other_recipients,
+                    now,
+                    m.pk,
+                )
+                for m, o in accepted
+            ),
+            columns=[
+                "status",
+                "reason",
+                "available_at",
+                "lease",
+                "leased_until",
+                "claim_count",
+                "provider",
+                "provider_message_id",
+                "other_recipients",
+                "sent_at",
+            ],
+            keys=["id"],
+            using=self.db,
+        )
+
     def settle_late(self, message: Message, verdict: Verdict, *, number: int, outcome: Outcome) -> bool:
         """Record the late result of attempt `number`, whose lease was over: it counts while no later one has begun.
 
         The message is uncertain by this very attempt then, or claimed again but not begun; whoever claimed it finds
-        at its Begin that it isn't theirs any more.
+        at its Begin that it isn't theirs any more. To be called in a transaction that has locked it, see `held()`.
         """
         from .attempts import Attempt
 
@@ -236,13 +274,13 @@ class MessageQuerySet(models.QuerySet["Message"]):
 
         Without an open attempt a message goes back to what it was, at no cost, or is set aside when it was claimed
         for the third time. With one it may have gone: it becomes uncertain, for `window(message)` seconds or, when
-        that is None, until a person decides.
+        that is None, until a person decides. To be called in a transaction.
         """
         from .attempts import Attempt
 
-        skip_locked = self._features.has_select_for_update_skip_locked
-        lost = self.overdue_leases().order_by("id")
-        rows = list(lost.select_for_update(skip_locked=skip_locked)[:limit])
+        # In the order of the index: by id, a planner may prefer to walk through all the rows there ever were.
+        lost = self.overdue_leases().order_by("leased_until").prefetch_related("worker")
+        rows = list(lost.select_for_update(skip_locked=True)[:limit])
         begun = {a.message_id: a for a in Attempt.objects.open().filter(message_id__in=[row.pk for row in rows])}
         for row in rows:
             attempt = begun.get(row.pk)
@@ -269,28 +307,53 @@ class MessageQuerySet(models.QuerySet["Message"]):
             }
         if row.claim_count >= POISON_CLAIMS:
             reason = f"poison: worker died {row.claim_count} times, last {row.worker_name}"
-            return {"status": Status.DEAD, "reason": reason, "claim_count": 0}
+            # What may have gone is never given up on without a person.
+            status = Status.UNCERTAIN if row.uncertain_count else Status.DEAD
+            return {"status": status, "reason": reason, "available_at": None, "claim_count": 0}
         return {"status": F("claimed_from"), "reason": f"its worker {row.worker_name} was lost before the handover"}
 
     def expire(self, *, limit: int = 1_000) -> int:
-        """Close messages whose `expires_at` passed unsent; how many there were."""
-        ids = list(self.expired().values_list("pk", flat=True)[:limit])
-        return (
-            self.expired()
-            .filter(pk__in=ids)
-            .update(status=Status.EXPIRED, reason="expired: not sent before its expires_at", available_at=None)
+        """Close messages whose `expires_at` passed unsent; how many there were.
+
+        Those that may have gone, by a handover before, are kept for a person. To be called in a transaction.
+        """
+        rows = self.expired().select_for_update(skip_locked=True)
+        late = Message.objects.filter(pk__in=list(rows.values_list("pk", flat=True)[:limit]))
+        kept = late.filter(uncertain_count__gt=0).update(
+            status=Status.UNCERTAIN,
+            reason="it expired after an uncertain handover; kept for a person to decide",
+            available_at=None,
         )
+        closed = late.filter(uncertain_count=0).update(
+            status=Status.EXPIRED, reason="expired: not sent before its expires_at", available_at=None
+        )
+        return kept + closed
 
     def follow(self, job: MessageJob, *, limit: int = 1_000) -> int:
-        """Let the unsent messages of a cancelled or resumed job follow it; how many of at most `limit` did."""
+        """Let the unsent messages of a cancelled, paused or resumed job follow it; how many of at most `limit` did.
+
+        A paused job's have no due time, so that a claim doesn't even see them. Those deferred keep theirs.
+        """
         unsent = Message.objects.filter(job=job, status__in=[Status.QUEUED, Status.DEFERRED])
+        change: dict[str, Any]
         if job.status == MessageJob.Status.CANCELLED:
-            ids = list(unsent.values_list("pk", flat=True)[:limit])
-            return unsent.filter(pk__in=ids).update(
-                status=Status.CANCELLED, reason="cancelled: with its job", available_at=None
-            )
-        ids = list(unsent.filter(available_at=None).values_list("pk", flat=True)[:limit])
-        return unsent.filter(pk__in=ids, available_at=None).update(available_at=db_now())
+            change = {"status": Status.CANCELLED, "reason": "cancelled: with its job", "available_at": None}
+        elif job.status == MessageJob.Status.PAUSED:
+            unsent = unsent.filter(status=Status.QUEUED, available_at__isnull=False)
+            change = {"reason": "its job is paused", "available_at": None}
+        else:
+            self._wait_for_begins(job)
+            unsent = unsent.filter(available_at=None)
+            change = {"reason": "", "available_at": db_now()}
+        ids = list(unsent.values_list("pk", flat=True)[:limit])
+        return unsent.filter(pk__in=ids).update(**change)
+
+    def _wait_for_begins(self, job: MessageJob) -> None:
+        """Let every Begin end that may have seen the job as it was before, and is setting a message of it aside."""
+        claimed = Message.objects.filter(job=job, status=Status.SENDING).values_list("pk", flat=True)
+        with transaction.atomic(using=self.db):
+            # By their ids: MariaDB would lock the index by which it finds them too, which a Begin is about to change.
+            self.held(list(claimed))
 
     # What a person may do
 
@@ -300,8 +363,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
         Not for mail that is sent, in flight or waiting already.
         """
         again = self.filter(Q(status=Status.DEAD) | Q(status=Status.UNCERTAIN, available_at=None))
-        ids = list(again.values_list("pk", flat=True))
-        return again.filter(pk__in=ids).update(
+        return again.update(
             status=Status.QUEUED,
             reason="",
             available_at=db_now(),
@@ -325,10 +387,6 @@ class MessageQuerySet(models.QuerySet["Message"]):
         """A person gives up on messages kept as uncertain; how many there were."""
         return self.kept_for_a_person().update(status=Status.DEAD, reason="refused: buried by a person")
 
-    @property
-    def _features(self) -> Any:
-        return connections[self.db].features
-
 
 class Message(models.Model):
     """One mail: whom it is for, when it is due, and what became of it."""
@@ -348,7 +406,9 @@ class Message(models.Model):
         CLICKED = "clicked", _("clicked")
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    job = models.ForeignKey(MessageJob, on_delete=models.CASCADE, null=True, blank=True, related_name="messages")
+    job = models.ForeignKey(
+        MessageJob, on_delete=models.CASCADE, null=True, blank=True, related_name="messages", db_index=False
+    )
     content = models.ForeignKey(Content, on_delete=models.PROTECT, related_name="messages")
     recipient = models.CharField(_("recipient"), max_length=254, help_text=_("The first To, normalised."))
     other_recipients = models.JSONField(
@@ -392,6 +452,7 @@ class Message(models.Model):
             models.UniqueConstraint(fields=["recipient", "job"], name="mailengine_one_recipient"),
         ]
         indexes = [
+            models.Index(fields=["job", "status"], name="mailengine_job_progress"),
             OpenIndex(
                 fields=["priority", "available_at", "id"],
                 statuses=[Status.QUEUED, Status.UNCERTAIN],

@@ -97,8 +97,10 @@ def compose(message: Message, words: Words, *, left_out: Collection[str] = ()) -
 
 
 def _sender(content: Content) -> Address:
+    if content.from_email:
+        return parse_address(content.from_email)
     try:
-        return parse_address(content.from_email or django_settings.DEFAULT_FROM_EMAIL)
+        return parse_address(django_settings.DEFAULT_FROM_EMAIL)
     except InvalidAddress as error:
         raise NoSender(f"DEFAULT_FROM_EMAIL: {error}") from error
 

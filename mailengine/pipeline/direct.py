@@ -56,6 +56,8 @@ def send_direct_email(
     settings = get_settings()
     if provider is not None:
         settings = _with_one_provider(settings, provider)
+    if not settings.providers:
+        raise NotSent('There is no provider to send it. Name aliases of MAILERS in MAILENGINE["PROVIDERS"].')
     email = email_of(
         subject, message, from_email, html_message, template, context, reply_to, headers, attachments,
         to=recipient_list, cc=cc, bcc=bcc,

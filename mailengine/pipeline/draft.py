@@ -15,6 +15,7 @@ from datetime import datetime
 from email.message import Message as MIMEMessage
 from typing import Any
 
+from anymail.utils import UNSET
 from django.conf import settings as django_settings
 from django.core.mail import EmailMessage
 from django.core.serializers.json import DjangoJSONEncoder
@@ -49,6 +50,7 @@ ANYMAIL_ATTRIBUTES = (
 _HEADER_NAME = re.compile(r"[!-9;-~]{1,76}")  # RFC 5322, section 2.2: printable ASCII without the colon
 _KNOWN_BY_DJANGO = {"Cc", "From", "Reply-To", "To"}
 """Headers that EmailMessage looks up in this spelling alone; in any other it drops them."""
+_MADE_FROM_THE_MAIL = {"Content-Transfer-Encoding", "Content-Type", "Mime-Version", "Subject"}
 _UNSAFE_IN_HEADERS = re.compile("[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 """What PostgreSQL can't store, or UTF-8 can't encode."""
@@ -271,7 +273,8 @@ def _extras(
     metadata: Mapping[str, object] | None,
     tags: Iterable[str] | None,
 ) -> dict[str, Any]:
-    anymail = {name: getattr(email, name) for name in ANYMAIL_ATTRIBUTES if getattr(email, name, None) is not None}
+    given = {name: getattr(email, name, None) for name in ANYMAIL_ATTRIBUTES}
+    anymail = {name: value for name, value in given.items() if value is not None and value is not UNSET}
     if metadata is not None:
         anymail["metadata"] = {**anymail.get("metadata", {}), **checked_mapping("metadata", metadata)}
     if tags is not None:
@@ -313,15 +316,17 @@ def _address(what: str, item: object) -> Address:
 
 
 def _headers(headers: Mapping[str, object]) -> dict[str, str]:
-    checked = {}
+    checked: dict[str, str] = {}
     for name, value in checked_mapping("headers", headers).items():
         if not _HEADER_NAME.fullmatch(str(name)):
             raise InvalidMail(f"{name!r} is no name of a header. Use letters, digits and hyphens.")
-        if str(name).lower() == "bcc":
+        usual = str(name).title()
+        if usual == "Bcc":
             raise InvalidMail("Bcc as a header would show what it is to hide. Give bcc=[...] instead.")
-        if (usual := str(name).title()) in _KNOWN_BY_DJANGO:
-            name = usual
-        checked[str(name)] = checked_header(f"the header {name}", value)
+        if usual in _MADE_FROM_THE_MAIL or usual in {other.title() for other in checked}:
+            raise InvalidMail(f"The mail would have the header {name} twice. Leave it out of headers.")
+        name = usual if usual in _KNOWN_BY_DJANGO else str(name)
+        checked[name] = checked_header(f"the header {name}", value)
     return checked
 
 

@@ -124,7 +124,7 @@ class Health:
             self._states[state.alias] = self._seen(state)
 
     def _lock(self) -> dict[str, ProviderState]:
-        """All rows, always: who needs a second one later in the same transaction holds it already, in the right order."""
+        """All rows, always: who needs a second one later in the same transaction holds it already, in order."""
         return ProviderState.objects.locked(list(self._states))
 
     def _after(self, circuit: Circuit, result: Result, *, now: datetime) -> Circuit:

@@ -69,7 +69,7 @@ class Ledger:
                 begun.append(item)
         if begun:
             numbers = {item.message.pk: (item.number, item.provider) for item in begun}
-            Attempt.objects.begin(numbers, worker=worker)
+            Attempt.objects.begin(numbers, worker=worker, now=begun[0].message.now)
         return begun
 
     def _is_ours(self, item: Item, rows: Mapping[UUID, Message]) -> bool:
@@ -115,9 +115,10 @@ class Ledger:
             return []
         rows = Message.objects.held([item.message.pk for item, _outcome in ended])
         self.health.note(Result(item.provider, outcome, item.message.stream, item.is_probe) for item, outcome in ended)
-        elsewhere = []
+        now = self.health.now
+        Attempt.objects.end_many(((item.message.pk, item.number, outcome) for item, outcome in ended), now=now)
+        elsewhere, sent = [], []
         for item, outcome in ended:
-            Attempt.objects.end(item.message.pk, item.number, outcome)
             self._suppress_bad_addresses(item.message, outcome)
             item.tried.add(item.provider)
             is_ours = self._is_ours(item, rows)
@@ -126,13 +127,20 @@ class Ledger:
                 elsewhere.append(item)
                 continue
             note_outcomes(item.message, outcome)
-            if is_ours and verdict is not None:
+            if is_ours and outcome.kind is Kind.ACCEPTED:
+                sent.append((item, outcome))
+                settled = True
+            elif is_ours and verdict is not None:
                 settled = self._conclude(item, verdict, outcome=outcome)
             else:
-                verdict = late(verdict, now=self.health.now)
+                verdict = late(verdict, now=now)
                 settled = Message.objects.settle_late(item.message, verdict, number=item.number, outcome=outcome)
             if settled and outcome.refusals:
-                split_refused(item.message, outcome, now=self.health.now, settings=self.settings)
+                split_refused(item.message, outcome, now=now, settings=self.settings)
+        Message.objects.settle_sent(((item.message, outcome) for item, outcome in sent), now=now)
+        for item, _outcome in sent:
+            self.report.sent_by[item.provider] += 1
+            self._count(item, Status.SENT)
         return elsewhere
 
     def _verdict(self, item: Item, outcome: Outcome) -> Verdict | None:
@@ -168,12 +176,13 @@ class Ledger:
         if verdict.status == item.message.claimed_from and not is_new:
             self.given_back[item.message.pk] += 1
             return True
-        self.report.outcomes[verdict.status] += 1
-        if outcome is not None and verdict.status == Status.SENT:
-            self.report.sent_by[item.provider] += 1
-        extra = {"message": str(item.message.pk), "status": str(verdict.status), "provider": item.provider}
-        logger.info("message %s: %s", item.message.pk, verdict.status, extra=extra)
+        self._count(item, verdict.status)
         return True
+
+    def _count(self, item: Item, status: Status) -> None:
+        self.report.outcomes[status] += 1
+        extra = {"message": str(item.message.pk), "status": str(status), "provider": item.provider}
+        logger.info("message %s: %s", item.message.pk, status, extra=extra)
 
     def _back_to_the_queue(self, item: Item, reason: str) -> Verdict:
         """It stays due, so that it goes as soon as a provider can take it; but not over and over in one run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 from ..conf import Settings
@@ -13,27 +14,31 @@ from .verdict import verdict_for
 
 
 def note_outcomes(message: Message, outcome: Outcome) -> None:
-    """Enter for each address of the message what became of it."""
-    if message.other_recipients is None or outcome.kind is not Kind.ACCEPTED:
-        return
-    refusals = {address.casefold(): refusal for address, refusal in outcome.refusals.items()}
-    message.other_recipients = [
-        entry
-        if entry["outcome"]
-        else {
-            **entry,
-            "outcome": str(refusals[key].kind if (key := entry["address"].casefold()) in refusals else "accepted"),
-        }
-        for entry in message.recipients
-    ]
+    """Enter for each address of the message what became of it; who is tried again has no outcome yet."""
+    if message.other_recipients is not None and outcome.kind in {Kind.ACCEPTED, Kind.DEFERRED}:
+        refusals = {address.casefold(): refusal.kind for address, refusal in outcome.refusals.items()}
+        message.other_recipients = [
+            entry if entry["outcome"] else {**entry, "outcome": _outcome_of(entry, outcome.kind, refusals)}
+            for entry in message.recipients
+        ]
+
+
+def _outcome_of(entry: Mapping[str, str], kind: Kind, refusals: Mapping[str, Kind]) -> str:
+    refusal = refusals.get(entry["address"].casefold())
+    if kind is Kind.ACCEPTED:
+        return str(refusal or kind)
+    # Nobody was accepted, and the message is tried again: for those who were not refused for good.
+    return str(refusal) if refusal is Kind.REFUSED else ""
 
 
 def split_refused(message: Message, outcome: Outcome, *, now: datetime, settings: Settings) -> list[Message]:
-    """Make each address that was refused for now a message of its own, deferred; they are returned.
+    """Of a message that others accepted, make each address that was refused for now a message of its own, deferred.
 
-    It has the same headers, and that address alone in its envelope.
+    It has the same headers, and that address alone in its envelope. They are returned.
     """
-    made = []
+    made: list[Message] = []
+    if outcome.kind is not Kind.ACCEPTED:
+        return made
     for address, refusal in outcome.refusals.items():
         if refusal.kind is not Kind.DEFERRED:
             continue
