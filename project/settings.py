@@ -82,6 +82,15 @@ USE_TZ = True
 STATIC_URL = "static/"
 STATIC_ROOT = BASE_DIR / "var" / "static"
 MEDIA_ROOT = BASE_DIR / "var" / "media"
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+    # Attachments of mail, which no web server is to serve.
+    "mailengine": {
+        "BACKEND": "django.core.files.storage.FileSystemStorage",
+        "OPTIONS": {"location": BASE_DIR / "var" / "attachments"},
+    },
+}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
@@ -119,11 +128,12 @@ MAILENGINE: dict[str, Any] = {"PROVIDERS": {alias: {} for alias in _order}}
 
 CRONTAB_DJANGO_MANAGE_PATH = str(BASE_DIR / "manage.py")
 CRONTAB_COMMENT = "mailengine"
+CRONTAB_COMMAND_SUFFIX = "--skip-checks"  # its own command would print every warning each minute, for cron to mail
 CRONJOBS = [
-    ("* * * * *", "django.core.management.call_command", ["process_mail_jobs"], {"max_time": 50}),
-    ("* * * * *", "django.core.management.call_command", ["send_mail"], {"max_time": 50}),
-    ("* * * * *", "django.core.management.call_command", ["retry_deferred"], {"max_time": 50}),
-    ("17 3 * * *", "django.core.management.call_command", ["purge_mail"], {"days": 90}),
+    ("* * * * *", "django.core.management.call_command", ["process_mail_jobs"], {"max_time": 50, "skip_checks": False}),
+    ("* * * * *", "django.core.management.call_command", ["send_mail"], {"max_time": 50, "skip_checks": False}),
+    ("* * * * *", "django.core.management.call_command", ["retry_deferred"], {"max_time": 50, "skip_checks": False}),
+    ("17 3 * * *", "django.core.management.call_command", ["purge_mail"], {"days": 90, "skip_checks": False}),
 ]
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import time
 from email.parser import BytesParser
 from email.policy import SMTP
+from unittest.mock import patch
 
 import pytest
 from django.core.mail import EmailMessage
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mailengine import addresses
 from mailengine.addresses import Address, parse_address, split_addresses
 from mailengine.errors import InvalidAddress
 
@@ -137,6 +140,21 @@ def test_what_is_accepted_is_safe_on_the_wire(text):
 def test_a_delimited_list_is_taken_apart(text, items):
     """C12: commas, semicolons, white space and line breaks delimit; names in front of an address survive."""
     assert list(split_addresses(text)) == items
+
+
+@given(st.text("aZ0_+-.@xn\u00e9 ", max_size=14), st.text("aZ0-.xn", max_size=14))
+def test_the_short_way_for_plain_addresses_changes_no_verdict(local, domain):
+    text = f"{local}@{domain}"
+    with patch.object(addresses, "PLAIN", re.compile("(?!)")):
+        judged_by_every_rule = _verdict(text)
+    assert _verdict(text) == judged_by_every_rule
+
+
+def _verdict(text: str) -> addresses.Address | None:
+    try:
+        return addresses.parse_address(text)
+    except InvalidAddress:
+        return None
 
 
 @pytest.mark.parametrize("hostile", ['"', '"\\', "<", "<a ", '"a ', "a@", "a ", ', "', "\r", '<"'])

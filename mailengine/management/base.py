@@ -1,50 +1,43 @@
-"""What the commands that send have in common: options, signals, output and exit codes."""
+"""What the commands have in common: options, signals, output and exit codes."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import signal
-import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser, SystemCheckError
+from django.core.checks import CheckMessage, run_checks
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 USAGE = 2
 BLOCKED = 3
+BAR_WIDTH = 30
+REDRAW_SECONDS = 0.1
+
+Draw = Callable[[int], None]
+"""Shows how many are done."""
 
 
 class MailCommand(BaseCommand):
-    """A command with `--limit`, `--max-time`, `--dry-run` and `--json`, which says in one line what it did.
+    """A command for cron: silent when there was nothing to do, otherwise it says in one line what it did.
 
-    Exit codes: 0 done, also after a signal; 1 unexpected error; 2 usage or configuration; 3 mail is waiting and no
-    provider can be used.
+    Exit codes: 0 done, also after a signal; 1 unexpected error; 2 usage or configuration.
     """
 
     requires_system_checks = ["mailengine"]  # noqa: RUF012  Django's own form
-    max_time: float | None = 50
-    counts = "messages"
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--limit", type=_count, metavar="N", help=f"{self.counts} at most; default: no limit")
-        parser.add_argument(
-            "--max-time",
-            type=_seconds,
-            default=self.max_time,
-            metavar="SECONDS",
-            help="begin nothing new after so many seconds; default: %(default)s",
-        )
-        parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-        parser.add_argument("--json", action="store_true", help="print one JSON object on one line")
+        parser.add_argument("--json", action="store_true", help="print one JSON object on one line, in any case")
 
-    def execute(self, *args: Any, **options: Any) -> str | None:
-        try:
-            return super().execute(*args, **options)
-        except SystemCheckError as error:
-            raise CommandError(str(error), returncode=USAGE) from error
+    def check(self, *args: Any, **options: Any) -> None:
+        """Refuse to run with wrong settings. Mere warnings are left to `manage.py check`: cron would mail them."""
+        if problems := failed_checks():
+            raise CommandError("\n".join(str(problem) for problem in problems), returncode=USAGE)
 
     @contextmanager
     def stopping(self, stop: threading.Event) -> Iterator[None]:
@@ -59,49 +52,88 @@ class MailCommand(BaseCommand):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def say(self, line: str, *, as_json: Mapping[str, Any], options: Mapping[str, Any], is_empty: bool) -> None:
-        """Print what was done: nothing at all when that is nothing, since cron mails any output."""
+    def say(
+        self, command: str, did: str, *, as_json: Mapping[str, Any], options: Mapping[str, Any], is_empty: bool
+    ) -> None:
+        """Print what was done: nothing at all when that is nothing, unless somebody asked for more."""
         if options["json"]:
-            self.stdout.write(json.dumps(as_json))
-        elif (not is_empty and options["verbosity"] >= 1) or options["verbosity"] >= 2:
-            self.stdout.write(line)
-
-    def progress(self, text: str) -> None:
-        """Show on a terminal how far it is, on a line that the next one replaces."""
-        if self.shows_progress:
-            self.stderr.write(f"\r{text:<78}", ending="")
-            self.stderr.flush()
-
-    def end_progress(self) -> None:
-        if self.shows_progress:
-            self.stderr.write(f"\r{'':<78}\r", ending="")
-
-    @property
-    def shows_progress(self) -> bool:
-        return bool(self.stderr.isatty()) and sys.stdin is not None and sys.stdin.isatty()
+            self.stdout.write(json.dumps({"command": command, **as_json}))
+        elif options["verbosity"] >= (2 if is_empty else 1):
+            self.stdout.write(f"{command}: {'nothing to do' if is_empty else did}")
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 message`, `1,240 messages`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+class SliceCommand(MailCommand):
+    """A command that does a bounded piece of work: `--limit`, `--max-time`, `--dry-run`."""
+
+    max_time: float | None = 50
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument("--limit", type=at_least_one, metavar="N", help="messages at most; default: no limit")
+        parser.add_argument(
+            "--max-time",
+            type=_seconds,
+            default=self.max_time,
+            metavar="SECONDS",
+            help="begin nothing new after so many seconds; default: %(default)s",
+        )
+        parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+
+    @contextmanager
+    def progress_bar(self, count: Callable[[], int | None], *, verbosity: int) -> Iterator[Draw | None]:
+        """On a terminal, a function that draws how many of `count()` are done, on a line wiped in the end; else None.
+
+        `count` is asked once, and on a terminal only; it gives None where nobody knows.
+        """
+        if not self.stderr.isatty() or verbosity < 1:
+            yield None
+            return
+        total, drawn_at = count(), float("-inf")
+
+        def draw(done: int) -> None:
+            nonlocal drawn_at
+            if time.monotonic() - drawn_at >= REDRAW_SECONDS:
+                drawn_at = time.monotonic()
+                self._overwrite(_bar(done, total))
+
+        try:
+            yield draw
+        finally:
+            self._overwrite("")
+
+    def _overwrite(self, text: str) -> None:
+        self.stderr.write(f"\r{text}\x1b[K", str, ending="")  # str: without the colour of errors
+        self.stderr.flush()
+
+
+def failed_checks() -> list[CheckMessage]:
+    """The errors that mailengine's system checks find, and nobody silenced; none of these commands runs with one."""
+    found = run_checks(tags=["mailengine"])
+    return [message for message in found if message.is_serious() and not message.is_silenced()]
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 message`, `1,240 messages`, `2 addresses`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def duration(seconds: float) -> str:
-    """`0.4 s`, `41 s`, `2 min`, `3 h`, `5 days`: as exact as an operator needs it."""
-    if seconds < 10:
+    """`0.04 s`, `2.5 s`, `41 s`, `2 min`, `3 h`, `5 days`: as exact as an operator needs it."""
+    if seconds < 1:
+        return f"{max(seconds, 0.01):.2f} s"
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
     for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * size or size == 60:
+        if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
 
 
-def _count(text: str) -> int:
+def at_least_one(text: str) -> int:
+    """The number in `text`, for argparse."""
     number = int(text) if text.isdecimal() else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return number
 
 
@@ -111,5 +143,12 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1
     if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
     return seconds
+
+
+def _bar(done: int, total: int | None) -> str:
+    if not total:
+        return f"{done:,} done"
+    filled = BAR_WIDTH * min(done, total) // total
+    return f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {done:,} of {total:,}"

@@ -9,19 +9,22 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 
 from ..conf import get_settings
-from ..errors import UnknownStream
+from ..errors import MailengineError, UnknownStream
 from ..pipeline.dispatch import Dispatcher
 from ..pipeline.processes import dispatch_in_processes
 from ..pipeline.report import Report
-from ..reporting.status import Waiting, waiting_mail
-from .base import BLOCKED, USAGE, MailCommand, duration
+from ..reporting.status import Waiting, has_work, waiting_mail
+from .base import BLOCKED, USAGE, SliceCommand, at_least_one, duration
 
 ORDER = ("sent", "deferred", "uncertain", "dead", "suppressed", "cancelled", "expired")
 ALWAYS = ("sent",)
 
 
-class SendingCommand(MailCommand):
-    """What the two commands share; `deferred` tells them apart."""
+class SendingCommand(SliceCommand):
+    """What the two commands share; `deferred` tells them apart.
+
+    One more exit code: 3 when mail is due and no provider can be used.
+    """
 
     name: str
     deferred: bool
@@ -29,7 +32,7 @@ class SendingCommand(MailCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
         parser.add_argument(
-            "--workers", type=int, default=1, metavar="N", help="processes to share the work; default: 1"
+            "--workers", type=at_least_one, default=1, metavar="N", help="processes to share the work; default: 1"
         )
         parser.add_argument(
             "--stream", action="append", metavar="NAME", help="only mail of this stream; may be given more than once"
@@ -37,14 +40,15 @@ class SendingCommand(MailCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         streams = options["stream"]
-        self._check(streams, workers=options["workers"])
+        _check_streams(streams)
         if options["dry_run"]:
             self._dry_run(streams, options)
             return
         report = self._run(streams, options)
         waiting = waiting_mail(deferred=self.deferred, streams=streams) if not report.is_empty else Waiting()
         self.say(
-            f"{self.name}: {summary(report, waiting)}",
+            self.name,
+            summary(report, waiting),
             as_json={**report.as_dict(), "waiting": waiting.count, "oldest_seconds": waiting.oldest_seconds},
             options=options,
             is_empty=report.is_empty,
@@ -54,57 +58,39 @@ class SendingCommand(MailCommand):
 
     def _run(self, streams: list[str] | None, options: dict[str, Any]) -> Report:
         stop = Event()
+        bounds: dict[str, Any] = {name: options[name] for name in ("max_time", "limit")}
+        bounds |= {"deferred": self.deferred, "streams": streams}
         with self.stopping(stop):
             if options["workers"] > 1:
-                return dispatch_in_processes(
-                    self.name,
-                    count=options["workers"],
-                    deferred=self.deferred,
-                    streams=streams,
-                    max_time=options["max_time"],
-                    limit=options["limit"],
-                    stop=stop,
-                )
-            dispatcher = Dispatcher(
-                self.name,
-                deferred=self.deferred,
-                streams=streams,
-                max_time=options["max_time"],
-                limit=options["limit"],
-                stop=stop,
-                on_progress=self._show if self.shows_progress else None,
-            )
-            try:
-                return dispatcher.run()
-            finally:
-                self.end_progress()
-
-    def _show(self, report: Report) -> None:
-        self.progress(f"{self.name}: {', '.join(_outcomes(report))}")
+                if not has_work(deferred=self.deferred, streams=streams):
+                    return Report(self.name)  # nothing that would be worth the start of a process
+                try:
+                    return dispatch_in_processes(self.name, count=options["workers"], stop=stop, **bounds)
+                except MailengineError as error:
+                    raise CommandError(str(error)) from error
+            with self.progress_bar(lambda: self._due(streams), verbosity=options["verbosity"]) as draw:
+                on_progress = None if draw is None else lambda report: draw(report.outcomes.total())
+                return Dispatcher(self.name, stop=stop, on_progress=on_progress, **bounds).run()
 
     def _dry_run(self, streams: list[str] | None, options: dict[str, Any]) -> None:
-        waiting = waiting_mail(deferred=self.deferred, streams=streams, due_only=True)
-        count = waiting.count if options["limit"] is None else min(waiting.count, options["limit"])
+        due = self._due(streams)
+        count = due if options["limit"] is None else min(due, options["limit"])
         self.say(
-            f"{self.name}: would send {count:,} of {waiting.count:,} due; nothing was done",
-            as_json={"command": self.name, "dry_run": True, "would_send": count, "due": waiting.count},
+            self.name,
+            f"would send {count:,} of {due:,} due; nothing was done",
+            as_json={"dry_run": True, "would_send": count, "due": due},
             options=options,
-            is_empty=not waiting.count,
+            is_empty=not due,
         )
 
-    def _check(self, streams: list[str] | None, *, workers: int) -> None:
-        if workers < 1:
-            raise CommandError("--workers is 1 or more.", returncode=USAGE)
-        try:
-            for stream in streams or ():
-                get_settings().stream(stream)
-        except UnknownStream as error:
-            raise CommandError(str(error), returncode=USAGE) from error
+    def _due(self, streams: list[str] | None) -> int:
+        return waiting_mail(deferred=self.deferred, streams=streams, due_only=True).count
 
 
 def summary(report: Report, waiting: Waiting) -> str:
     """What a run did, in one line without its name."""
-    parts = _outcomes(report)
+    counts = {**report.outcomes, "expired": report.outcomes["expired"] + report.expired}
+    parts = [f"{counts.get(name, 0):,} {name}" for name in ORDER if name in ALWAYS or counts.get(name)]
     if report.rescued:
         parts.append(f"{report.rescued:,} rescued")
     text = f"{', '.join(parts)} in {duration(report.seconds)}"
@@ -115,10 +101,13 @@ def summary(report: Report, waiting: Waiting) -> str:
         if waiting.oldest_seconds is not None:
             text += f", oldest {duration(waiting.oldest_seconds)}"
     if report.is_blocked:
-        text += "; no provider can be used now, see manage.py mail_status"
+        text += "; no provider can be used now: manage.py mail_status says why"
     return text
 
 
-def _outcomes(report: Report) -> list[str]:
-    counts = {**report.outcomes, "expired": report.outcomes["expired"] + report.expired}
-    return [f"{counts.get(name, 0):,} {name}" for name in ORDER if name in ALWAYS or counts.get(name)]
+def _check_streams(streams: list[str] | None) -> None:
+    try:
+        for stream in streams or ():
+            get_settings().stream(stream)
+    except UnknownStream as error:
+        raise CommandError(str(error), returncode=USAGE) from error

@@ -42,8 +42,9 @@ class JobQuerySet(models.QuerySet["MessageJob"]):
 
     def pause(self, reason: str = "") -> int:
         """Hold jobs: nothing of theirs begins after the commit. How many could still be paused."""
+        # In this order: MariaDB assigns from left to right, and would find "paused" to remember. So in resume().
         return self.filter(status__in=MessageJob.RUNNING).update(
-            paused_from=F("status"), status=MessageJob.Status.PAUSED, reason=reason
+            paused_from=F("status"), status=MessageJob.Status.PAUSED, reason=reason, unsettled=True
         )
 
     def resume(self) -> int:
@@ -87,7 +88,7 @@ class MessageJob(models.Model):
     send_at = models.DateTimeField(_("not before"), null=True, blank=True)
     expires_at = models.DateTimeField(_("not after"), null=True, blank=True)
     cursor = models.PositiveBigIntegerField(default=0, editable=False)
-    """How far expansion has come: entries of the audience, or pieces of the list, that are done with."""
+    """How far expansion has come: entries of the audience or of the list that are done with."""
     unsettled = models.BooleanField(default=False, editable=False)
     """Its messages have yet to follow a change of its status."""
     recipient_count = models.PositiveIntegerField(_("recipients"), null=True, blank=True)
@@ -124,7 +125,8 @@ class MessageJob(models.Model):
 
     @property
     def from_email(self) -> str:
-        return self.content.from_email
+        """The sender; for a job that names none the project's own, as it is now."""
+        return self.content.from_email or settings.DEFAULT_FROM_EMAIL
 
     def advance(self, *, to: int, made: int, duplicates: int, problems: list[dict[str, Any]], finished: bool) -> bool:
         """Record one piece of the expansion; False when another run did it first, or the job was stopped.

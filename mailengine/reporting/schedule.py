@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -12,11 +14,11 @@ PURGE = "purge_mail --days 90"
 
 
 def crontab_lines() -> str:
-    """Lines for `crontab -e`, with the paths of this installation; a percent sign is special there."""
-    run = shlex.join([sys.executable, str(_manage_py())]).replace("%", r"\%")
+    """Lines for `crontab -e`, with the paths of this installation."""
+    run = shlex.join(_program()).replace("%", r"\%")  # cron takes a bare percent sign for the end of the command
     lines = [
-        "# crontab -e, as the user that the site runs as; whatever a command prints is mailed to MAILTO",
-        f"DJANGO_SETTINGS_MODULE={os.environ.get('DJANGO_SETTINGS_MODULE', '')}",
+        f"# crontab -e, as {getpass.getuser()}; cron mails whatever a command prints to MAILTO",
+        *([f"DJANGO_SETTINGS_MODULE={module}"] if (module := _settings_module()) else []),
         *(f"* * * * * {run} {command}" for command in COMMANDS),
         f"17 3 * * * {run} {PURGE}",
     ]
@@ -24,13 +26,16 @@ def crontab_lines() -> str:
 
 
 def systemd_units() -> str:
-    """One service and one timer for each command, as files under /etc/systemd/system."""
-    return "\n".join(_unit(command, every="minutely") for command in COMMANDS) + "\n" + _unit(PURGE, every="03:17")
+    """One service and one timer for each command, as files under /etc/systemd/system, and how to start them."""
+    timers = " ".join(f"{_unit_name(command)}.timer" for command in (*COMMANDS, PURGE))
+    units = [*(_unit(command, every="minutely") for command in COMMANDS), _unit(PURGE, every="03:17")]
+    return "\n".join([*units, f"# systemctl daemon-reload && systemctl enable --now {timers}\n"])
 
 
 def _unit(command: str, *, every: str) -> str:
-    name = f"mailengine-{command.split()[0].replace('_', '-')}"
-    run = shlex.join([sys.executable, str(_manage_py())]).replace("%", "%%")
+    name = _unit_name(command)
+    python, script = map(_quoted, _program())
+    environment = f"Environment=DJANGO_SETTINGS_MODULE={module}\n" if (module := _settings_module()) else ""
     return f"""\
 # /etc/systemd/system/{name}.service
 [Unit]
@@ -38,12 +43,14 @@ Description=mailengine: {command}
 
 [Service]
 Type=oneshot
-WorkingDirectory={_manage_py().parent}
-Environment=DJANGO_SETTINGS_MODULE={os.environ.get("DJANGO_SETTINGS_MODULE", "")}
-ExecStart={run} {command}
+User={getpass.getuser()}
+{environment}ExecStart={python} {script.replace("$", "$$")} {command}
 TimeoutStopSec=90
 
 # /etc/systemd/system/{name}.timer
+[Unit]
+Description=mailengine: when to run {command}
+
 [Timer]
 OnCalendar={every}
 AccuracySec=1s
@@ -53,7 +60,23 @@ WantedBy=timers.target
 """
 
 
-def _manage_py() -> Path:
-    """The script that runs now if it is a manage.py, else the one in the working directory."""
+def _unit_name(command: str) -> str:
+    return f"mailengine-{command.split()[0].replace('_', '-')}"
+
+
+def _quoted(word: str) -> str:
+    """A word for systemd, which expands % everywhere, $ in arguments, and quotes unlike a shell."""
+    word = word.replace("%", "%%")
+    if re.search(r"[\s\"'\\]", word):
+        word = '"' + word.replace("\\", r"\\").replace('"', r"\"") + '"'
+    return word
+
+
+def _program() -> list[str]:
+    """Python, and the script that runs now if it is a manage.py, else the one in the working directory."""
     script = Path(sys.argv[0]).resolve()
-    return script if script.name == "manage.py" else Path.cwd() / "manage.py"
+    return [sys.executable, str(script if script.name == "manage.py" else Path.cwd() / "manage.py")]
+
+
+def _settings_module() -> str:
+    return os.environ.get("DJANGO_SETTINGS_MODULE", "")

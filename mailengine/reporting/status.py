@@ -9,14 +9,15 @@ from typing import Any
 
 from django.db import router
 from django.db.models import Count, Min, Q
+from django.db.models.functions import Coalesce
 
 from ..clock import db_now, read_now
 from ..conf import get_settings
 from ..models import Message, MessageJob, ProviderState, Worker
-from ..models.messages import Status
+from ..models.messages import MessageQuerySet, Status
 
 LATE_SECONDS = 600
-"""Mail that is due for longer than this is a warning."""
+"""Mail and jobs that are due for longer than this are a warning."""
 VERY_LATE_SECONDS = 3_600
 """And for longer than this, critical."""
 
@@ -49,6 +50,9 @@ class StreamDepth:
     """With a paused job."""
     dead: int = 0
     oldest_seconds: float | None = None
+    """How long the oldest has been due that `send_mail` is for."""
+    oldest_deferred_seconds: float | None = None
+    """How long the oldest has been due that `retry_deferred` is for."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ class QueueStatus:
     streams: list[StreamDepth]
     providers: list[ProviderHealth]
     jobs: Mapping[str, int]
+    """How many are in each unfinished state."""
+    oldest_job_seconds: float | None
+    """How long the oldest has been due that nobody has begun to expand."""
     workers: list[str]
     findings: list[tuple[int, str]] = field(default_factory=list)
     """(level, sentence) for whatever is not as it should be."""
@@ -77,40 +84,53 @@ class QueueStatus:
     def level(self) -> int:
         return max((level for level, _text in self.findings), default=GOOD)
 
+    def worst_first(self) -> list[tuple[int, str]]:
+        return sorted(self.findings, key=lambda finding: -finding[0])
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "now": self.now.isoformat(),
             "level": LEVELS[self.level],
-            "findings": [{"level": LEVELS[level], "text": text} for level, text in self.findings],
+            "findings": [{"level": LEVELS[level], "text": text} for level, text in self.worst_first()],
             "streams": [asdict(stream) for stream in self.streams],
             "providers": [asdict(provider) for provider in self.providers],
             "jobs": dict(self.jobs),
+            "oldest_job_seconds": self.oldest_job_seconds,
             "workers": self.workers,
         }
 
 
 def waiting_mail(*, deferred: bool = False, streams: Collection[str] | None = None, due_only: bool = False) -> Waiting:
     """What one of the sending commands still has to do."""
-    statuses = [Status.DEFERRED] if deferred else [Status.QUEUED, Status.UNCERTAIN]
-    mail = Message.objects.filter(status__in=statuses, available_at__isnull=False)
-    if streams is not None:
-        mail = mail.filter(stream__in=streams)
+    mail = _mail_of_a_run(deferred=deferred, streams=streams).filter(available_at__isnull=False)
     if due_only:
         mail = mail.due()
     figures = mail.aggregate(count=Count("pk"), oldest=Min("available_at"))
     return Waiting(figures["count"], _seconds_since(figures["oldest"], now=read_now(mail.db)))
 
 
+def has_work(*, deferred: bool = False, streams: Collection[str] | None = None) -> bool:
+    """Whether a run of one of the sending commands would find anything to do."""
+    if _mail_of_a_run(deferred=deferred, streams=streams).due().exists():
+        return True
+    return not deferred and (Message.objects.overdue_leases().exists() or Message.objects.expired().exists())
+
+
+def _mail_of_a_run(*, deferred: bool, streams: Collection[str] | None) -> MessageQuerySet:
+    statuses = [Status.DEFERRED] if deferred else [Status.QUEUED, Status.UNCERTAIN]
+    mail = Message.objects.filter(status__in=statuses)
+    return mail if streams is None else mail.filter(stream__in=streams)
+
+
 def queue_status() -> QueueStatus:
     """How the queue stands now."""
     now = read_now(router.db_for_read(Message))
-    streams = _streams(now)
-    providers = _providers(now)
     status = QueueStatus(
         now=now,
-        streams=streams,
-        providers=providers,
+        streams=_streams(now),
+        providers=_providers(now),
         jobs=_jobs(),
+        oldest_job_seconds=_oldest_job_seconds(now),
         workers=[f"{worker.name} ({worker.command})" for worker in Worker.objects.at_work().order_by("name")],
     )
     status.findings.extend(_findings(status))
@@ -119,6 +139,7 @@ def queue_status() -> QueueStatus:
 
 def _streams(now: datetime) -> list[StreamDepth]:
     is_due = Q(available_at__lte=db_now())
+    for_send_mail = Q(status__in=[Status.QUEUED, Status.UNCERTAIN])
     rows = (
         Message.objects.filter(status__in=[*Message.OPEN_STATUSES, Status.DEAD])
         .values("stream")
@@ -132,14 +153,16 @@ def _streams(now: datetime) -> list[StreamDepth]:
             uncertain=Count("pk", filter=Q(status=Status.UNCERTAIN, available_at__isnull=False)),
             kept=Count("pk", filter=Q(status=Status.UNCERTAIN, available_at=None)),
             dead=Count("pk", filter=Q(status=Status.DEAD)),
-            oldest=Min("available_at", filter=Q(status=Status.QUEUED) & is_due),
+            oldest=Min("available_at", filter=for_send_mail & is_due),
+            oldest_deferred=Min("available_at", filter=Q(status=Status.DEFERRED) & is_due),
         )
     )
     depths = []
     for row in rows:
         figures: dict[str, Any] = dict(row)
-        oldest_seconds = _seconds_since(figures.pop("oldest"), now=now)
-        depths.append(StreamDepth(**figures, oldest_seconds=oldest_seconds))
+        oldest = _seconds_since(figures.pop("oldest"), now=now)
+        oldest_deferred = _seconds_since(figures.pop("oldest_deferred"), now=now)
+        depths.append(StreamDepth(**figures, oldest_seconds=oldest, oldest_deferred_seconds=oldest_deferred))
     return depths
 
 
@@ -169,15 +192,21 @@ def _jobs() -> dict[str, int]:
     return {row["status"]: row["count"] for row in rows.order_by("status")}
 
 
+def _oldest_job_seconds(now: datetime) -> float | None:
+    unbegun = MessageJob.objects.due().filter(status=MessageJob.Status.QUEUED).order_by()
+    return _seconds_since(unbegun.aggregate(oldest=Min(Coalesce("send_at", "created_at")))["oldest"], now=now)
+
+
 def _findings(status: QueueStatus) -> list[tuple[int, str]]:
     found = []
     for stream in status.streams:
-        if stream.oldest_seconds is not None and stream.oldest_seconds > LATE_SECONDS:
-            level = CRITICAL if stream.oldest_seconds > VERY_LATE_SECONDS else WARNING
-            minutes = int(stream.oldest_seconds // 60)
-            found.append((level, f"{stream.stream}: the oldest mail is due for {minutes:,} min; does send_mail run?"))
+        mail, again = f"{stream.stream}: the oldest mail", f"{stream.stream}: the oldest deferred mail"
+        found += _late(mail, stream.oldest_seconds, command="send_mail")
+        found += _late(again, stream.oldest_deferred_seconds, command="retry_deferred")
         if stream.kept:
-            found.append((WARNING, f"{stream.stream}: {stream.kept:,} may have gone and wait for a person's decision"))
+            text = f"{stream.stream}: {stream.kept:,} may have gone and wait for a person to decide in the admin"
+            found.append((WARNING, text))
+    found += _late("the oldest job", status.oldest_job_seconds, command="process_mail_jobs")
     unusable = [provider for provider in status.providers if not provider.is_usable]
     waits = any(stream.due for stream in status.streams)
     for provider in unusable:
@@ -186,8 +215,15 @@ def _findings(status: QueueStatus) -> list[tuple[int, str]]:
     if not status.providers:
         found.append((CRITICAL, 'no providers: MAILENGINE["PROVIDERS"] is empty'))
     if status.jobs.get(MessageJob.Status.PAUSED):
-        found.append((WARNING, f"{status.jobs[MessageJob.Status.PAUSED]:,} jobs are paused"))
+        found.append((WARNING, f"paused jobs: {status.jobs[MessageJob.Status.PAUSED]:,}, the admin says why"))
     return found
+
+
+def _late(what: str, seconds: float | None, *, command: str) -> list[tuple[int, str]]:
+    if seconds is None or seconds <= LATE_SECONDS:
+        return []
+    text = f"{what} has been due for {int(seconds // 60):,} min; does {command} run?"
+    return [(CRITICAL if seconds > VERY_LATE_SECONDS else WARNING, text)]
 
 
 def _seconds_since(instant: datetime | None, *, now: datetime) -> float | None:

@@ -10,8 +10,8 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import DatabaseError
 
 from ...reporting.schedule import crontab_lines, systemd_units
-from ...reporting.status import LEVELS, UNKNOWN, QueueStatus, queue_status
-from ..base import duration
+from ...reporting.status import CRITICAL, GOOD, LEVELS, UNKNOWN, QueueStatus, queue_status
+from ..base import duration, failed_checks
 
 COLUMNS = ("due", "scheduled", "sending", "deferred", "uncertain", "kept", "held", "dead")
 
@@ -20,6 +20,7 @@ class Command(BaseCommand):
     """`manage.py mail_status`, with `--check` for Nagios and its kin."""
 
     help = "Show the queue by stream and status, the oldest mail that is due, the providers' health and the workers."
+    requires_system_checks = []  # noqa: RUF012  it says what they found, and what else there is to know
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
@@ -34,40 +35,57 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["schedule"]:
-            self.stdout.write(f"{crontab_lines()}\n{systemd_units()}")
+            self.stdout.write(f"{crontab_lines()}\n{systemd_units()}", ending="")
             return
         try:
             status = queue_status()
         except DatabaseError as error:
             if not options["check"]:
                 raise
-            self.stdout.write(f"MAIL {LEVELS[UNKNOWN]}: the database does not answer: {error}")
+            text = f"the database does not answer: {str(error).strip()}"
+            self._write(f"MAIL {LEVELS[UNKNOWN]}: {text}", {"level": LEVELS[UNKNOWN], "findings": [text]}, options)
             sys.exit(UNKNOWN)
-        if options["json"]:
-            self.stdout.write(json.dumps(status.as_dict()))
-        elif options["check"]:
-            self.stdout.write(_verdict(status))
-        else:
-            self.stdout.write(_table(status))
-        if options["check"]:
+        for problem in failed_checks():
+            status.findings.append((CRITICAL, f"nothing is sent until this is mended: {problem.msg} ({problem.id})"))
+        self._write(_verdict(status) if options["check"] else _table(status), status.as_dict(), options)
+        if options["check"] and status.level != GOOD:
             sys.exit(status.level)
+
+    def _write(self, text: str, as_json: dict[str, Any], options: dict[str, Any]) -> None:
+        self.stdout.write(json.dumps({"command": "mail_status", **as_json}) if options["json"] else text)
 
 
 def _verdict(status: QueueStatus) -> str:
-    worst = sorted(status.findings, reverse=True)
-    return f"MAIL {LEVELS[status.level]}: {'; '.join(text for _level, text in worst) or 'nothing is late'}"
+    """One line, the worst first, as Nagios shows it."""
+    texts = [text for _level, text in status.worst_first()]
+    return f"MAIL {LEVELS[status.level]}: {'; '.join(texts) or 'nothing is late'}"
 
 
 def _table(status: QueueStatus) -> str:
-    lines = [f"{'stream':<16}" + "".join(f"{column:>11}" for column in COLUMNS) + f"{'oldest':>11}"]
-    for depth in status.streams:
-        oldest = "-" if depth.oldest_seconds is None else duration(depth.oldest_seconds)
-        lines.append(f"{depth.stream:<16}" + "".join(f"{getattr(depth, c):>11,}" for c in COLUMNS) + f"{oldest:>11}")
-    if not status.streams:
-        lines.append("nothing is waiting, nothing is dead")
+    lines = [f"{LEVELS[level]}: {text}" for level, text in status.worst_first()]
+    lines += ["", *_streams(status)] if lines else _streams(status)
     lines.append("")
-    lines += [f"provider {p.alias}: {p.state}{f', {p.detail}' if p.detail else ''}" for p in status.providers]
-    lines += [f"jobs {name}: {count:,}" for name, count in status.jobs.items()]
-    lines.append(f"workers: {', '.join(status.workers) or 'none at work'}")
-    lines += [f"{LEVELS[level]}: {text}" for level, text in sorted(status.findings, reverse=True)]
+    width = max((len(provider.alias) for provider in status.providers), default=0)
+    for provider in status.providers:
+        detail = f", {provider.detail}" if provider.detail else ""
+        lines.append(f"provider {provider.alias:<{width}}  {provider.state}{detail}")
+    jobs = [f"{count:,} {name}" for name, count in status.jobs.items()]
+    lines.append(f"jobs     {', '.join(jobs) or 'none unfinished'}")
+    lines.append(f"workers  {', '.join(status.workers) or 'none at work'}")
     return "\n".join(lines)
+
+
+def _streams(status: QueueStatus) -> list[str]:
+    """A row a stream; columns of nothing but zeros are left out, so that the eye finds what is there."""
+    if not status.streams:
+        return ["no mail is waiting, and none is dead"]
+    shown = [name for name in COLUMNS if name == "due" or any(getattr(stream, name) for stream in status.streams)]
+    rows = [["stream", *shown, "oldest due"]]
+    for stream in status.streams:
+        oldest = "-" if stream.oldest_seconds is None else duration(stream.oldest_seconds)
+        rows.append([stream.stream, *(f"{getattr(stream, name):,}" for name in shown), oldest])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))])
+        for first, *rest in rows
+    ]

@@ -7,10 +7,12 @@ from typing import Any
 
 from ...models import MessageJob
 from ...pipeline.expand import ExpansionReport, expand_jobs
-from ..base import MailCommand, counted, duration
+from ..base import SliceCommand, counted, duration
+
+NAME = "process_mail_jobs"
 
 
-class Command(MailCommand):
+class Command(SliceCommand):
     """`manage.py process_mail_jobs`, for cron each minute; overlapping runs share the work."""
 
     help = "Expand due jobs into one message for each recipient, taking up those that were interrupted."
@@ -20,29 +22,21 @@ class Command(MailCommand):
             self._dry_run(options)
             return
         stop = Event()
-        with self.stopping(stop):
+        with self.stopping(stop), self.progress_bar(lambda: None, verbosity=options["verbosity"]) as draw:
             report = expand_jobs(
                 max_time=options["max_time"],
                 limit=options["limit"],
                 stop=stop,
-                on_progress=self._show if self.shows_progress else None,
+                on_progress=None if draw is None else lambda report: draw(report.messages),
             )
-        self.end_progress()
-        self.say(
-            f"process_mail_jobs: {summary(report)}",
-            as_json=report.as_dict(),
-            options=options,
-            is_empty=report.is_empty,
-        )
-
-    def _show(self, report: ExpansionReport) -> None:
-        self.progress(f"process_mail_jobs: {report.messages:,} messages")
+        self.say(NAME, summary(report), as_json=report.as_dict(), options=options, is_empty=report.is_empty)
 
     def _dry_run(self, options: dict[str, Any]) -> None:
-        jobs = list(MessageJob.objects.due())
+        jobs = list(MessageJob.objects.due().values_list("pk", flat=True))
         self.say(
-            f"process_mail_jobs: would expand {counted(len(jobs), 'job')}; nothing was done",
-            as_json={"command": "process_mail_jobs", "dry_run": True, "jobs": [job.pk for job in jobs]},
+            NAME,
+            f"would expand {counted(len(jobs), 'job')}; nothing was done",
+            as_json={"dry_run": True, "jobs": jobs},
             options=options,
             is_empty=not jobs,
         )
@@ -50,18 +44,24 @@ class Command(MailCommand):
 
 def summary(report: ExpansionReport) -> str:
     """What a run did, in one line without its name."""
-    text = f"{counted(report.messages, 'message')} from {counted(report.jobs, 'job')}"
-    left_out = [
-        counted(number, noun)
-        for number, noun in ((report.duplicates, "duplicate"), (report.malformed, "malformed address"))
-        if number
-    ]
-    if left_out:
-        text += f" ({', '.join(left_out).replace('addresss', 'addresses')} left out)"
+    parts = []
+    if report.jobs:
+        parts.append(f"{counted(report.messages, 'message')} from {counted(report.jobs, 'job')}{_left_out(report)}")
     if report.paused:
-        text += f", {counted(report.paused, 'job')} paused, see the admin for the reason"
+        parts.append(f"{counted(report.paused, 'job')} paused, the admin says why")
+    if report.postponed:
+        parts.append(f"{counted(report.postponed, 'job')} left for the next run, the log says why")
     if report.followed:
-        text += f", {counted(report.followed, 'message')} cancelled or let go on with their job"
+        parts.append(f"{counted(report.followed, 'message')} cancelled or let go on with their job")
     if report.jobs_done:
-        text += f", {counted(report.jobs_done, 'job')} done"
-    return f"{text} in {duration(report.seconds)}"
+        parts.append(f"{counted(report.jobs_done, 'job')} done")
+    return f"{'; '.join(parts)} in {duration(report.seconds)}"
+
+
+def _left_out(report: ExpansionReport) -> str:
+    parts = []
+    if report.duplicates:
+        parts.append(counted(report.duplicates, "duplicate"))
+    if report.malformed:
+        parts.append(counted(report.malformed, "malformed address", "malformed addresses"))
+    return f" ({' and '.join(parts)} left out)" if parts else ""

@@ -1,0 +1,175 @@
+"""`mail_status`: how the queue stands, for an operator at three in the morning, and for monitoring."""
+
+import json
+
+import pytest
+from django.core.management import call_command
+from django.db import DatabaseError, connection
+
+from mailengine import queue_job, queue_mail
+from mailengine.models import Message, MessageJob
+from mailengine.reporting.status import queue_status
+
+pytestmark = pytest.mark.django_db
+
+
+def queue(*addresses, **options):
+    for address in addresses:
+        queue_mail("Hi", "Hello", "a@example.org", [address], **options)
+
+
+@pytest.fixture
+def checked(capsys):
+    """The exit code of `mail_status --check`, and its line."""
+
+    def check(**options):
+        capsys.readouterr()
+        try:
+            call_command("mail_status", check=True, **options)
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        return code, capsys.readouterr().out.strip()
+
+    return check
+
+
+def test_an_empty_queue_says_so(provider, said):
+    assert said("mail_status").splitlines() == [
+        "no mail is waiting, and none is dead",
+        "",
+        "provider relay  in use, not tried yet",
+        "jobs     none unfinished",
+        "workers  none at work",
+    ]
+
+
+def test_streams_are_rows_and_what_is_there_are_columns(configure, said, clock):
+    configure({"relay": {"script": ["refused", "deferred"]}})
+    queue("dead@example.org", "deferred@example.org", stream="bulk")
+    call_command("send_mail", verbosity=0)
+    queue("one@example.org", "two@example.org")
+    clock.advance(minutes=3)
+
+    assert said("mail_status").splitlines()[:3] == [
+        "stream         due  deferred  dead  oldest due",
+        "bulk             0         1     1           -",
+        "transactional    2         0     0       3 min",
+    ]
+
+
+def test_as_json_it_is_one_object(provider, said_as_json, clock):
+    queue("one@example.org")
+    queue_job("Hi", "Hello", "a@example.org", ["b@example.org"])
+    clock.advance(seconds=90)
+
+    status = said_as_json("mail_status")
+
+    assert (status["command"], status["level"], status["jobs"]) == ("mail_status", "OK", {"queued": 1})
+    (stream,) = status["streams"]
+    assert (stream["stream"], stream["due"], stream["dead"]) == ("transactional", 1, 0)
+    assert 90 <= stream["oldest_seconds"] < 100
+    assert status["providers"] == [{"alias": "relay", "state": "in use", "detail": "not tried yet", "is_usable": True}]
+
+
+def test_all_is_well(provider, checked):
+    queue("one@example.org")
+
+    assert checked() == (0, "MAIL OK: nothing is late")
+
+
+@pytest.mark.parametrize(("minutes", "code", "level"), [(11, 1, "WARNING"), (61, 2, "CRITICAL")])
+def test_mail_that_nobody_sends_is_noticed(minutes, code, level, provider, checked, clock):
+    queue("one@example.org")
+    clock.advance(minutes=minutes)
+
+    due = f"transactional: the oldest mail has been due for {minutes} min; does send_mail run?"
+    assert checked() == (code, f"MAIL {level}: {due}")
+
+
+def test_deferred_mail_that_nobody_retries_is_noticed(configure, checked, clock):
+    configure({"relay": {"script": ["deferred"]}})
+    queue("one@example.org")
+    call_command("send_mail", verbosity=0)
+    clock.advance(minutes=30)
+
+    code, line = checked()
+
+    assert code == 1
+    assert "the oldest deferred mail has been due for" in line
+    assert "does retry_deferred run?" in line
+
+
+def test_a_job_that_nobody_expands_is_noticed(provider, checked, clock):
+    queue_job("Hi", "Hello", "a@example.org", ["b@example.org"])
+    clock.advance(minutes=11)
+
+    assert checked() == (1, "MAIL WARNING: the oldest job has been due for 11 min; does process_mail_jobs run?")
+
+
+def test_a_paused_job_is_a_warning(provider, checked):
+    queue_job("Hi", "Hello", "a@example.org", ["b@example.org"])
+    MessageJob.objects.all().pause()
+
+    assert checked() == (1, "MAIL WARNING: paused jobs: 1, the admin says why")
+
+
+def test_mail_kept_for_a_person_is_a_warning(configure, checked):
+    configure({"relay": {"script": ["uncertain"]}}, STREAMS={"transactional": {"UNCERTAIN": "hold"}})
+    queue("one@example.org")
+    call_command("send_mail", verbosity=0)
+
+    code, line = checked()
+
+    assert code == 1
+    assert "transactional: 1 may have gone and wait for a person to decide in the admin" in line
+
+
+def test_mail_without_a_usable_provider_is_critical_and_a_provider_less_is_a_warning(configure, checked, said):
+    configure({"one": {"script": ["misconfigured"], "repeat": True}, "two": {}})
+    queue("one@example.org")
+    call_command("send_mail", verbosity=0)
+    code, line = checked()
+    assert code == 1
+    assert "provider one is misconfigured, since " in line
+    assert "535" in line
+
+    configure({"one": {"script": ["misconfigured"], "repeat": True}})
+    queue("two@example.org")
+    assert checked()[0] == 2
+    assert "provider one  misconfigured, since " in said("mail_status")
+
+
+def test_settings_that_stop_the_commands_are_critical(provider, checked, settings):
+    settings.MAILENGINE = {"PROVIDERS": {"relay": {}}, "LEASE_SECOND": 5}
+
+    code, line = checked()
+
+    assert code == 2
+    assert "nothing is sent until this is mended: MAILENGINE has no setting 'LEASE_SECOND'. (mailengine.E004)" in line
+
+
+def test_a_database_that_does_not_answer_is_unknown(provider, checked):
+    def refuse(*_):
+        raise DatabaseError("server closed the connection unexpectedly")
+
+    with connection.execute_wrapper(refuse):
+        code, line = checked()
+        _code, as_json = checked(json=True)
+
+    assert (code, line) == (
+        3,
+        "MAIL UNKNOWN: the database does not answer: server closed the connection unexpectedly",
+    )
+    assert json.loads(as_json)["level"] == "UNKNOWN"
+
+
+def test_depth_is_one_query_however_many_there_are(provider, django_assert_max_num_queries):
+    queue_job("Hi", "Hello", "a@example.org", [f"reader{number}@example.org" for number in range(3_000)])
+    call_command("process_mail_jobs", verbosity=0)
+
+    with django_assert_max_num_queries(8) as queries:
+        status = queue_status()
+
+    assert status.streams[0].due == 3_000
+    assert sum(f"FROM {connection.ops.quote_name(Message._meta.db_table)}" in query["sql"] for query in queries) == 1
