@@ -46,12 +46,18 @@ def check_providers(**_: Any) -> list[CheckMessage]:
 @register("mailengine")
 def check_surroundings(**_: Any) -> list[CheckMessage]:
     """What stands around the queue: who hears of trouble, and who else has commands of the same names."""
-    return [*_check_default_mailer(), *_check_alert_road(get_settings()), *_check_sender(), *_check_other_apps()]
+    return [
+        *_check_default_mailer(),
+        *_check_alert_road(get_settings()),
+        *_check_sender(),
+        *_check_attachments(),
+        *_check_other_apps(),
+    ]
 
 
 @register(Tags.database)
 def check_database(databases: Iterable[str] | None = None, **_: Any) -> list[CheckMessage]:
-    """A SQLite that would fail under two writers."""
+    """A SQLite that would fail under two writers; a database whose times are not in UTC."""
     from django.db import connections
 
     found: list[CheckMessage] = []
@@ -64,6 +70,9 @@ def check_database(databases: Iterable[str] | None = None, **_: Any) -> list[Che
             )
             hint = 'Set DATABASES[...]["OPTIONS"]["transaction_mode"] = "IMMEDIATE" and a "timeout" of 20.'
             found.append(Warning(text, hint=hint, id="mailengine.W003"))
+        if connection.vendor != "postgresql" and connection.timezone_name != "UTC":
+            text = f"The database {alias!r} keeps its times in {connection.timezone_name}: mail would go hours off."
+            found.append(Error(text, hint='Remove "TIME_ZONE" from its entry of DATABASES.', id="mailengine.E009"))
     return found
 
 
@@ -102,9 +111,21 @@ def _check_clear_text(alias: str, options: dict[str, Any]) -> Iterator[CheckMess
 
 def _check_default_mailer() -> Iterator[CheckMessage]:
     if "default" in compat.mailer_aliases() and compat.mailer_backend_path("default") == QUEUE:
+        yield from _check_queue_options()
         return
     hint = f'Set MAILERS["default"] = {{"BACKEND": "{QUEUE}"}}, and EMAIL_BACKEND to the same before Django 6.1.'
     yield Warning("What Django itself sends does not go through the queue.", hint=hint, id="mailengine.W001")
+
+
+def _check_queue_options() -> Iterator[CheckMessage]:
+    from .pipeline.enqueue import terms_of
+
+    options = compat.mailer_options("default")
+    try:
+        terms_of(options.get("stream", "transactional"), options.get("priority"), None, None)
+    except ValueError as error:
+        text = f'MAILERS["default"]["OPTIONS"]: {error}'
+        yield Error(text, hint="Every mail that Django sends would fail in its request.", id="mailengine.E008")
 
 
 def _check_alert_road(settings: Settings) -> Iterator[CheckMessage]:
@@ -112,6 +133,11 @@ def _check_alert_road(settings: Settings) -> Iterator[CheckMessage]:
         mend = did_you_mean(settings.alert_mailer, compat.mailer_aliases()).strip()
         text = f"ALERT_MAILER is {settings.alert_mailer!r}, which MAILERS does not have."
         yield Error(text, hint=mend or None, id="mailengine.E007")
+    elif settings.alert_mailer is not None and compat.mailer_backend_path(settings.alert_mailer) == QUEUE:
+        text = (
+            f"ALERT_MAILER is {settings.alert_mailer!r}, which is the queue: alerts would wait for the broken provider."
+        )
+        yield Error(text, hint="Name an alias of MAILERS that sends.", id="mailengine.E007")
     if not getattr(django_settings, "ADMINS", None):
         hint = "Set ADMINS, so that somebody gets a mail when a provider's credentials stop working."
         yield Warning("Nobody is told by mail when mail can't be sent.", hint=hint, id="mailengine.W005")
@@ -125,7 +151,14 @@ def _check_sender() -> Iterator[CheckMessage]:
         parse_address(django_settings.DEFAULT_FROM_EMAIL)
     except (InvalidAddress, ImproperlyConfigured) as error:
         text = f"DEFAULT_FROM_EMAIL: {error}"
-        yield Error(text, hint="Mail that names no sender waits until this is mended.", id="mailengine.E008")
+        yield Warning(text, hint="Mail that names no sender waits until this is mended.", id="mailengine.W009")
+
+
+def _check_attachments() -> Iterator[CheckMessage]:
+    if "mailengine" not in django_settings.STORAGES and not str(django_settings.MEDIA_ROOT):
+        hint = 'Set STORAGES["mailengine"] to a folder that all hosts share and no visitor sees, or MEDIA_ROOT.'
+        text = "Attachments would be kept in whatever folder a process starts in."
+        yield Warning(text, hint=hint, id="mailengine.W010")
 
 
 def _check_other_apps() -> Iterator[CheckMessage]:

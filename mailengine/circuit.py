@@ -76,8 +76,7 @@ def start_probe(circuit: Circuit, *, now: datetime, policy: Policy) -> Circuit:
     """
     if circuit.probes_left > 0:
         return replace(circuit, probes_left=circuit.probes_left - 1)
-    wait = max(_interval(circuit, policy), policy.send_deadline_seconds)
-    return replace(circuit, probe_at=now + timedelta(seconds=wait))
+    return replace(circuit, probe_at=_result_is_lost_at(circuit, now=now, policy=policy))
 
 
 def return_probe(circuit: Circuit, *, now: datetime) -> Circuit:
@@ -87,20 +86,28 @@ def return_probe(circuit: Circuit, *, now: datetime) -> Circuit:
 
 def after_good(circuit: Circuit, *, now: datetime, policy: Policy) -> Circuit:
     """The circuit after a handover that the provider accepted."""
+    if not circuit.is_throttled(now=now):  # else it was under way when we were asked to wait, and ends no wait
+        circuit = replace(circuit, throttled_until=None, throttle_count=0)
     if not circuit.is_open:
-        if circuit.is_throttled(now=now):  # it was under way when we were asked to wait, and ends no wait
-            return replace(circuit, bad_rounds=0)
-        return replace(circuit, bad_rounds=0, throttled_until=None, throttle_count=0)
+        return replace(circuit, bad_rounds=0)
     good = circuit.good_rounds + 1
     if good < policy.healthy_threshold:
-        return replace(circuit, good_rounds=good, probe_at=now, probes_left=_ramp(good))
-    return Circuit(closed_at=now, interval_factor=circuit.interval_factor)
+        lost_at = _result_is_lost_at(circuit, now=now, policy=policy)
+        return replace(circuit, good_rounds=good, probe_at=lost_at, probes_left=_ramp(good))
+    return Circuit(
+        closed_at=now,
+        interval_factor=circuit.interval_factor,
+        throttled_until=circuit.throttled_until,
+        throttle_count=circuit.throttle_count,
+    )
 
 
 def after_bad(circuit: Circuit, *, now: datetime, policy: Policy, misconfigured: bool = False) -> Circuit:
     """The circuit after a handover that failed by the provider's fault, or by our configuration of it."""
     if circuit.is_open:
-        still = replace(circuit, good_rounds=0, probes_left=0, misconfigured=circuit.misconfigured or misconfigured)
+        still = replace(circuit, good_rounds=0, probes_left=0)
+        if misconfigured:
+            still = replace(still, misconfigured=True, interval_factor=1)
         return replace(still, probe_at=now + timedelta(seconds=_interval(still, policy)))
     bad = circuit.bad_rounds + 1
     if bad < policy.unhealthy_threshold and not misconfigured:
@@ -121,7 +128,9 @@ def after_bad(circuit: Circuit, *, now: datetime, policy: Policy, misconfigured:
 def after_throttle(circuit: Circuit, *, now: datetime, retry_after_seconds: float | None) -> Circuit:
     """The circuit after the provider asked us to slow down: it waits, which isn't bad."""
     if retry_after_seconds is None:
-        wait = min(FIRST_PAUSE_SECONDS * 2**circuit.throttle_count, LONGEST_PAUSE_SECONDS)
+        if circuit.is_throttled(now=now):  # asked on another connection already: eight at once are no eight refusals
+            return circuit
+        wait = min(FIRST_PAUSE_SECONDS * 2 ** min(circuit.throttle_count, 10), LONGEST_PAUSE_SECONDS)
         circuit = replace(circuit, throttle_count=circuit.throttle_count + 1)
     else:
         wait = min(max(retry_after_seconds, 1.0), LONGEST_PAUSE_SECONDS)
@@ -132,6 +141,11 @@ def after_throttle(circuit: Circuit, *, now: datetime, retry_after_seconds: floa
 def _ramp(good_rounds: int) -> int:
     """How many probes may follow at once after so many good ones: 1, 2, 4, 8, …"""
     return int(2 ** min(good_rounds - 1, 10))
+
+
+def _result_is_lost_at(circuit: Circuit, *, now: datetime, policy: Policy) -> datetime:
+    """When no result can come any more of a probe that starts now: its process died."""
+    return now + timedelta(seconds=max(_interval(circuit, policy), policy.send_deadline_seconds))
 
 
 def _interval(circuit: Circuit, policy: Policy) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ UNCERTAIN_POLICIES = ("resend", "hold")
 LATER = {
     "PROVIDERS": {"WEIGHT", "RATE", "ALLOWED_SENDERS", "BATCH"},
     "STREAMS": {"SHARE", "FAILOVER", "KICK", "UNDO_SECONDS"},
-    "STRATEGY": {"weighted", "spread"},
+    "STRATEGY": ("weighted", "spread"),
 }
 """Names that the documentation promises for a later version: known, but without effect so far, and a check says so."""
 
@@ -134,6 +134,9 @@ STREAMS = {
 }
 """The two that exist from the start; the project's own merge over them."""
 
+SHORTEST_TRUST_SECONDS = 5.0
+"""A claimed batch that has less time than this to be begun may never be."""
+
 NUMBERS = {
     "CONNECTIONS": 1,
     "CLAIM_BATCH": 1,
@@ -210,11 +213,20 @@ def _read(document: str) -> tuple[Settings, tuple[Problem, ...]]:
                 f"Make it {needed}, or shorten SEND_DEADLINE_SECONDS ({settings.send_deadline_seconds:g}).",
             )
         )
+    elif settings.trusted_seconds < SHORTEST_TRUST_SECONDS:
+        left = f"leaves {settings.trusted_seconds:g} s between a claim and the last moment to begin"
+        found.append(
+            Problem(
+                f"LEASE_SECONDS is {settings.lease_seconds:g}, which {left}: mail may go back to the queue unsent.",
+                "Make it longer, or shorten SEND_DEADLINE_SECONDS.",
+                serious=False,
+            )
+        )
     return settings, tuple(found)
 
 
 def _providers(raw: object, found: list[Problem]) -> dict[str, ProviderPolicy]:
-    if isinstance(raw, list):
+    if isinstance(raw, list) and all(isinstance(alias, str) for alias in raw):
         raw = {alias: {} for alias in raw}
     if not isinstance(raw, dict):
         found.append(
@@ -267,7 +279,7 @@ def _stream_values(
         elif name == "PRIORITY":
             if isinstance(value, str) and value.upper() in PRIORITIES:
                 value = PRIORITIES[value.upper()]
-            if isinstance(value, int) and 0 <= value <= 100:
+            if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 100:
                 yield "priority", value
             else:
                 found.append(
@@ -275,11 +287,14 @@ def _stream_values(
                 )
         elif name == "PROVIDERS":
             aliases = value if isinstance(value, list) else [value]
+            if not aliases:
+                found.append(Problem(f'{where}["PROVIDERS"] names no provider.', "Leave it out to use all of them."))
+                continue
             for alias in aliases:
-                if alias not in providers:
+                if alias not in list(providers):
                     hint = did_you_mean(alias, providers).strip() or 'Add it to MAILENGINE["PROVIDERS"].'
                     found.append(Problem(f'{where}["PROVIDERS"] names {alias!r}, which is no provider.', hint))
-            yield "providers", tuple(aliases)
+            yield "providers", tuple(map(str, aliases))
 
 
 def _unknown(
@@ -287,7 +302,7 @@ def _unknown(
     *,
     known: set[str],
     where: str,
-    later: set[str] = frozenset(),  # type: ignore[assignment]
+    later: Collection[str] = (),
 ) -> Iterator[Problem]:
     for name in entry:
         if name in later:
@@ -303,7 +318,7 @@ def _is_number(name: str, value: object, *, where: str, found: list[Problem]) ->
     if value is None and name == "UNCERTAIN_WINDOW_SECONDS":
         return True
     kinds = (int,) if name in _WHOLE else (int, float)
-    if isinstance(value, kinds) and not isinstance(value, bool) and value >= least:
+    if isinstance(value, kinds) and not isinstance(value, bool) and least <= value < float("inf"):
         return True
     kind = "a whole number" if name in _WHOLE else "a number"
     found.append(Problem(f"{where}[{name!r}] is {value!r}.", f"It is {kind}, {least} or more."))

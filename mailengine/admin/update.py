@@ -224,7 +224,7 @@ class SendEmailUpdateMixin(_ModelAdmin):
 
     def _queue(self, request: HttpRequest, obj: Any, *, key: str) -> None:
         """Queue the update of one object, unless this page has done so already; tell the user which."""
-        again = IdempotencyKey.objects.filter(scope="job", key=key).select_related("job__content").first()
+        again = IdempotencyKey.objects.select_related("job__content").find(key, scope="job")
         if again is not None and again.job is not None:
             sentence = _("“%(object)s” was queued already when you pressed the button before; nothing was added.")
             self._tell(request, obj, again.job, sentence, messages.WARNING)

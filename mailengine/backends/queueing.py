@@ -11,7 +11,7 @@ from django.core.mail.backends.base import BaseEmailBackend
 
 logger = logging.getLogger(__name__)
 
-PRIORITY_HEADER = "X-Mailengine-Priority"
+PRIORITY_HEADER = "x-mailengine-priority"
 
 
 class EmailBackend(BaseEmailBackend):
@@ -61,9 +61,9 @@ class EmailBackend(BaseEmailBackend):
         from ..pipeline.enqueue import queue_message
 
         terms = {**self.terms, **getattr(email, "mailengine", {})}
-        headers = {name: value for name, value in email.extra_headers.items() if name != PRIORITY_HEADER}
-        if len(headers) != len(email.extra_headers):
-            terms["priority"] = email.extra_headers[PRIORITY_HEADER]
+        headers = dict(email.extra_headers)
+        for name in [name for name in headers if name.lower() == PRIORITY_HEADER]:
+            terms["priority"] = headers.pop(name)
         original, email.extra_headers = email.extra_headers, headers
         try:
             queue_message(email, **terms)

@@ -6,14 +6,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.db import connections, models
+from django.db.models.constants import OnConflict
 
 
 def insert_copies(
     prototype: models.Model, rows: Iterable[Sequence[Any]], *, columns: Sequence[str], types: Sequence[str], using: str
 ) -> int:
-    """Write a copy of an unsaved object for each of `rows`, which gives the values of `columns`; how many there were.
+    """Write a copy of an unsaved object for each of `rows`, which gives the values of `columns`.
 
-    `types` are the columns' types on PostgreSQL, where one statement takes all rows as one array for each column.
+    Returns how many were written; those that a unique constraint forbids are passed over. `types` are the columns'
+    types on PostgreSQL, where one statement takes all rows as one array for each column.
     """
     connection, meta = connections[using], prototype._meta
     own = [field for name in columns for field in meta.concrete_fields if field.name == name]
@@ -25,17 +27,19 @@ def insert_copies(
     if not prepared:
         return 0
     names = ", ".join(connection.ops.quote_name(str(field.column)) for field in [*own, *shared])
-    insert = f"INSERT INTO {connection.ops.quote_name(meta.db_table)} ({names})"
+    verb = connection.ops.insert_statement(on_conflict=OnConflict.IGNORE)
+    insert = f"{verb} {connection.ops.quote_name(meta.db_table)} ({names})"
+    ending = connection.ops.on_conflict_suffix_sql([], OnConflict.IGNORE, [], [])
     marks = ", ".join(["%s"] * len(constants))
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             arrays = ", ".join(f"%s::{kind}[]" for kind in types)
             select = f"SELECT row.*, {marks} FROM unnest({arrays}) AS row"  # noqa: S608  types and marks alone
-            cursor.execute(f"{insert} {select}", [*constants, *map(list, zip(*prepared, strict=True))])
+            cursor.execute(f"{insert} {select} {ending}", [*constants, *map(list, zip(*prepared, strict=True))])
         else:
             values = f"VALUES ({', '.join(['%s'] * len(own))}, {marks})"
-            cursor.executemany(f"{insert} {values}", [[*row, *constants] for row in prepared])
-    return len(prepared)
+            cursor.executemany(f"{insert} {values} {ending}", [[*row, *constants] for row in prepared])
+        return int(cursor.rowcount)
 
 
 def update_rows(

@@ -8,6 +8,7 @@ from django.core.files.base import ContentFile as StoredBytes
 from django.core.files.storage import Storage, storages
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models, transaction
+from django.db.models import Exists, OuterRef
 from django.utils.translation import gettext_lazy as _
 
 from ..clock import db_now
@@ -17,6 +18,7 @@ STORAGE = "mailengine"
 
 
 def attachment_storage() -> Storage:
+    """Where the files are, by the settings as they are now: a field's own `storage` is looked up once."""
     return storages[STORAGE] if STORAGE in storages.backends else storages["default"]
 
 
@@ -55,22 +57,25 @@ class AttachmentQuerySet(models.QuerySet["Attachment"]):
         if self.filter(pk=digest).update(used_at=db_now()):
             return self.get(pk=digest)
         storage = attachment_storage()
-        name = f"mailengine/{digest[:2]}/{digest}"
-        if not storage.exists(name):
-            name = storage.save(name, StoredBytes(data))
-        attachment, _created = self.get_or_create(
+        # A file of that name may be about to go with a purge: save() gives this row one of its own.
+        name = storage.save(f"mailengine/{digest[:2]}/{digest}", StoredBytes(data))
+        attachment, created = self.get_or_create(
             sha256=digest, defaults={"size": len(data), "file": name, "used_at": db_now()}
         )
+        if not created:  # a twin was quicker
+            storage.delete(name)
         return attachment
 
     def purge(self, *, unused_days: float = 1, limit: int = 1000) -> int:
         """Remove the files that no content names any more; how many there were."""
         with transaction.atomic(using=self.db):
-            idle = self.filter(contents=None, used_at__lt=db_now(-86_400 * unused_days))
-            rows = list(idle.select_for_update(of=("self",))[:limit])
+            used = Exists(ContentFile.objects.filter(attachment=OuterRef("pk")))
+            idle = self.filter(~used, used_at__lt=db_now(-86_400 * unused_days))
+            rows = list(idle.order_by("pk").select_for_update()[:limit])
             self.filter(pk__in=[row.pk for row in rows]).delete()
+        storage = attachment_storage()
         for row in rows:  # after the commit: a file without a row is waste, a row without its file is a loss
-            row.file.delete(save=False)
+            storage.delete(str(row.file.name))
         return len(rows)
 
 
@@ -93,7 +98,7 @@ class Attachment(models.Model):
 
     def read(self) -> bytes:
         """The bytes. Raises `OSError` when the storage can't give them."""
-        with self.file.open("rb") as file:
+        with attachment_storage().open(str(self.file.name), "rb") as file:
             data: bytes = file.read()
             return data
 
@@ -109,7 +114,7 @@ class ContentFile(models.Model):
     is_part = models.BooleanField(
         _("is a whole MIME part"),
         default=False,
-        help_text=_("The bytes are a part with its own headers, such as an inline image with its Content-ID."),
+        help_text=_("The bytes are a part with its own headers, such as an inline image."),
     )
 
     class Meta:

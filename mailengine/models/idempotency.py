@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeVar, cast
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import IntegrityError, models, transaction
 from django.utils.translation import gettext_lazy as _
 
-from ..errors import IdempotencyConflict
+from ..errors import IdempotencyConflict, InvalidMail
 from .jobs import MessageJob
 from .messages import Message
+
+T = TypeVar("T", Message, MessageJob)
+
+LONGEST_KEY = 255
 
 
 def digest_of(request: Mapping[str, object]) -> str:
@@ -21,35 +26,56 @@ def digest_of(request: Mapping[str, object]) -> str:
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
-    def known(self, key: str, *, scope: str, digest: str) -> IdempotencyKey | None:
-        """The row of a request made before under this key, or None.
+def hash_of(key: str) -> str:
+    """What a key is stored as: hashed, since MariaDB would take keys that differ in case alone for one."""
+    return hashlib.sha256(key.encode()).hexdigest()
 
-        Raises `IdempotencyConflict` when that was another request.
+
+class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
+    def find(self, key: str, *, scope: Literal["message", "job"]) -> IdempotencyKey | None:
+        """The request that was made under this key, or None."""
+        return self.filter(scope=scope, key=hash_of(key)).first()
+
+    def once(
+        self, key: str, *, scope: Literal["message", "job"], request: Mapping[str, object], make: Callable[[], T]
+    ) -> T:
+        """The row that `make()` writes; or, when the same request was made under this key before, the one it got then.
+
+        To be called in a transaction. However many twins come at the same time, one of them writes.
+        Raises `IdempotencyConflict` when the key belongs to another request.
         """
-        row = self.filter(scope=scope, key=key).select_related("message", "job").first()
-        if row is not None and row.digest != digest:
+        _check(key)
+        digest = digest_of(request)
+        known = self.find(key, scope=scope)
+        if known is None:
+            try:
+                with transaction.atomic(using=self.db):
+                    mine = self.create(scope=scope, key=hash_of(key), digest=digest)
+            except IntegrityError:  # a twin was first: the insert has waited for its commit
+                known = self.get(scope=scope, key=hash_of(key))
+            else:
+                made = make()
+                self.filter(pk=mine.pk).update(**{scope: made})
+                return made
+        if known.digest != digest:
             raise IdempotencyConflict(
                 f"The idempotency key {key!r} was used for other content before. Use a new key for a new request."
             )
-        return row
+        return cast("T", getattr(known, scope))
 
-    def record(
-        self, key: str, *, scope: str, digest: str, message: Message | None = None, job: MessageJob | None = None
-    ) -> IdempotencyKey | None:
-        """Tie a request to its row; None when a twin of it came first, whose row `known()` then finds."""
-        try:
-            with transaction.atomic(using=self.db):
-                return self.create(scope=scope, key=key, digest=digest, message=message, job=job)
-        except IntegrityError:
-            return None
+
+def _check(key: object) -> None:
+    if not isinstance(key, str) or not key.isprintable() or not 0 < len(key) <= LONGEST_KEY:
+        raise InvalidMail(
+            f"idempotency_key is {str(key)[:80]!r}. Give a text of 1 to {LONGEST_KEY} printable characters."
+        )
 
 
 class IdempotencyKey(models.Model):
     """A request and the row that it led to, kept as long as that row."""
 
     scope = models.CharField(_("scope"), max_length=64)
-    key = models.CharField(_("key"), max_length=255)
+    key = models.CharField(_("SHA-256 of the key"), max_length=64)
     digest = models.CharField(_("SHA-256 of the request"), max_length=64)
     message = models.ForeignKey(Message, on_delete=models.CASCADE, null=True, related_name="+")
     job = models.ForeignKey(MessageJob, on_delete=models.CASCADE, null=True, related_name="+")

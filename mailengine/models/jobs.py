@@ -128,12 +128,16 @@ class MessageJob(models.Model):
         """The sender; for a job that names none the project's own, as it is now."""
         return self.content.from_email or settings.DEFAULT_FROM_EMAIL
 
-    def advance(self, *, to: int, made: int, duplicates: int, problems: list[dict[str, Any]], finished: bool) -> bool:
-        """Record one piece of the expansion; False when another run did it first, or the job was stopped.
+    def hold(self) -> bool:
+        """Lock the row while a piece is written; False when another run has done that piece, or the job was stopped.
 
-        Called before the messages of the piece are written, in the same transaction: the row's lock makes a twin wait
-        until that commits, and then fail here.
+        A twin waits here until the transaction commits, and then finds the cursor moved.
         """
+        here = MessageJob.objects.filter(pk=self.pk, cursor=self.cursor, status=MessageJob.Status.EXPANDING)
+        return here.select_for_update().values_list("pk", flat=True).first() is not None
+
+    def advance(self, *, to: int, made: int, duplicates: int, problems: list[dict[str, Any]], finished: bool) -> bool:
+        """Record one piece of the expansion; False when another run did it first, or the job was stopped."""
         done = MessageJob.objects.filter(pk=self.pk, cursor=self.cursor, status=MessageJob.Status.EXPANDING).update(
             cursor=to,
             message_count=F("message_count") + made,

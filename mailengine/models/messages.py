@@ -115,19 +115,11 @@ class MessageQuerySet(models.QuerySet["Message"]):
 
     # Expansion
 
-    def recipients_in(self, job: MessageJob, addresses: Collection[str]) -> set[str]:
-        """Which of these normalised addresses have a message of this job already."""
-        known: set[str] = set()
-        wanted = list(addresses)
-        for start in range(0, len(wanted), 900):  # SQLite takes 999 parameters in a query, some builds of it
-            rows = Message.objects.filter(job=job, recipient__in=wanted[start : start + 900])
-            known.update(rows.values_list("recipient", flat=True))
-        return known
-
     def insert_many(self, job: MessageJob, rows: Iterable[tuple[str, Any, Any]], *, now: datetime) -> int:
-        """Write the messages of a piece of a job, queued and due; how many there were.
+        """Write the messages of a piece of a job, queued and due; how many were new.
 
-        `rows` gives (normalised address, `other_recipients`, merge data).
+        `rows` gives (normalised address, `other_recipients`, merge data). An address that has a message of this job
+        already gets no second one.
         """
         alike = Message(
             job=job,
@@ -458,7 +450,12 @@ class Message(models.Model):
                 statuses=[Status.QUEUED, Status.UNCERTAIN],
                 name="mailengine_due",
             ),
-            OpenIndex(fields=["priority", "available_at"], statuses=[Status.DEFERRED], name="mailengine_deferred"),
+            OpenIndex(
+                fields=["priority", "available_at"],
+                statuses=[Status.DEFERRED],
+                name="mailengine_deferred",
+                is_covered_by="mailengine_due",
+            ),
             OpenIndex(fields=["leased_until"], statuses=[Status.SENDING], name="mailengine_leased"),
             OpenIndex(fields=["expires_at"], statuses=[Status.QUEUED, Status.DEFERRED], name="mailengine_expiring"),
         ]

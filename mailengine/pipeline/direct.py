@@ -79,6 +79,7 @@ def send_direct_email(
                 lease=lease.id,
                 leased_until=db_now(settings.lease_seconds),
                 worker=lease.worker,
+                claim_count=1,
             )
     except RuntimeError as error:
         raise RuntimeError(

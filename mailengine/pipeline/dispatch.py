@@ -18,7 +18,7 @@ from django.db import router, transaction
 
 from ..conf import get_settings
 from ..models import Lease, Message, MessageJob, Worker
-from ..models.messages import SUSPECT_CLAIMS, MessageQuerySet, Status
+from ..models.messages import SUSPECT_CLAIMS, MessageQuerySet, Status, Verdict
 from .alerts import send_alert
 from .compose import ComposedEmail
 from .composer import Composer
@@ -343,15 +343,22 @@ class Dispatcher:
         while self.stock and len(taken) < self.team.idle_count:
             item = self.stock.popleft()
             if not item.lease.is_trusted:
-                Message.objects.release([item.message.pk], item.lease)
-                self.claimed_count -= 1
-                self.is_dry = False
+                self._let_go(item)
             elif self._has_room(item, planned):
                 taken.append(item)
             else:
                 kept.append(item)
         self.stock.extendleft(reversed(kept))
         return taken
+
+    def _let_go(self, item: Item) -> None:
+        """Give back a message whose lease could end before its handover does."""
+        if self.ledger.is_direct:
+            self.ledger.conclude(item, Verdict(Status.DEAD, "given up: no provider took it while its caller waited"))
+            return
+        Message.objects.release([item.message.pk], item.lease)
+        self.claimed_count -= 1
+        self.is_dry = False
 
     def _has_room(self, item: Item, planned: Counter[str]) -> bool:
         """Whether the provider that it would go to may have one more connection here; then it is `planned`."""

@@ -163,30 +163,28 @@ def _write(job: MessageJob, batch: list[Entry], report: ExpansionReport, *, is_l
     using = router.db_for_write(Message)
     looked_through = _sort(job, batch)
     with transaction.atomic(using=using):
-        known = Message.objects.recipients_in(job, looked_through.good)
-        fresh = {key: value for key, value in looked_through.good.items() if key not in known}
-        duplicates = looked_through.duplicates + len(known)
-        advanced = job.advance(
+        if not job.hold():
+            return False
+        made = Message.objects.insert_many(job, _rows(looked_through.good), now=read_now(using))
+        duplicates = looked_through.duplicates + len(looked_through.good) - made
+        job.advance(
             to=job.cursor + len(batch),
-            made=len(fresh),
+            made=made,
             duplicates=duplicates,
             problems=looked_through.problems,
             finished=is_last,
         )
-        if not advanced:
-            return False
-        Message.objects.insert_many(job, _rows(fresh), now=read_now(using))
     job.cursor += len(batch)
     job.problems = [*job.problems, *looked_through.problems]
-    report.messages += len(fresh)
+    report.messages += made
     report.duplicates += duplicates
     report.malformed += len(looked_through.problems)
     return True
 
 
-def _rows(fresh: Mapping[str, tuple[Address, Mapping[str, object] | None]]) -> Iterator[tuple[str, Any, Any]]:
+def _rows(good: Mapping[str, tuple[Address, Mapping[str, object] | None]]) -> Iterator[tuple[str, Any, Any]]:
     """(normalised address, what else there is to say of the recipient, merge data) for each message."""
-    for key, (address, merge_data) in fresh.items():
+    for key, (address, merge_data) in good.items():
         exact = None
         if str(address) != key:
             exact = [{"address": address.spec, "name": address.name, "kind": "to", "outcome": ""}]

@@ -62,7 +62,7 @@ class Ledger:
             record = records.get(item.message.pk, Record())
             verdict = self._objection(item, record, jobs, refusals) or self._find_provider(item)
             if verdict is not None:
-                self._conclude(item, verdict)
+                self.conclude(item, verdict)
             else:
                 item.number = record.last_number + 1
                 item.message.provider = item.provider
@@ -131,7 +131,7 @@ class Ledger:
                 sent.append((item, outcome))
                 settled = True
             elif is_ours and verdict is not None:
-                settled = self._conclude(item, verdict, outcome=outcome)
+                settled = self.conclude(item, verdict, outcome=outcome)
             else:
                 verdict = late(verdict, now=now)
                 settled = Message.objects.settle_late(item.message, verdict, number=item.number, outcome=outcome)
@@ -167,7 +167,8 @@ class Ledger:
 
     # Both
 
-    def _conclude(self, item: Item, verdict: Verdict, *, outcome: Outcome | None = None) -> bool:
+    def conclude(self, item: Item, verdict: Verdict, *, outcome: Outcome | None = None) -> bool:
+        """Enter what becomes of a message that is ours; False when it no longer is."""
         if self.is_direct:
             verdict = final(verdict)
         if not Message.objects.settle(item.message, verdict, lease=item.lease, outcome=outcome):

@@ -47,6 +47,8 @@ class Mail:
     mailengine_id: str
     fields: Mapping[str, Any]
     """The call itself: the JSON body, or the form with a list for each name."""
+    at: float = field(default_factory=time.monotonic, compare=False)
+    """When it came, on this process's monotonic clock."""
 
 
 class ESPServer:

@@ -6,8 +6,9 @@ import asyncio
 import re
 import ssl
 import threading
+import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
@@ -45,6 +46,8 @@ class AcceptedMail:
     recipients: tuple[str, ...]
     content: bytes
     connection: int
+    at: float = field(default_factory=time.monotonic, compare=False)
+    """When it was accepted, on this process's monotonic clock."""
 
     @property
     def message(self) -> EmailMessage:

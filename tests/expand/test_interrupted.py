@@ -34,7 +34,7 @@ def die(*_):
 def die_after_the_second_insert(execute, sql, params, many, context):
     global pieces
     result = execute(sql, params, many, context)
-    pieces += sql.startswith("INSERT INTO") and "mailengine_message" in sql
+    pieces += sql.startswith("INSERT") and "mailengine_message" in sql
     if pieces == 2:
         die()
     return result

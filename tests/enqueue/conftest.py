@@ -1,0 +1,3 @@
+from tests.attachments import files
+
+__all__ = ["files"]

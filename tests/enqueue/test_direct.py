@@ -1,0 +1,147 @@
+"""send_direct_email(): at once or not at all, with a ledger all the same."""
+
+from __future__ import annotations
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.db import transaction
+
+from mailengine import asend_direct_email, dispatch_slice, send_direct_email
+from mailengine.errors import NotSent
+from mailengine.models import Message, Suppression
+from mailengine.outcomes import Kind
+from mailengine.testing import FakeProvider
+
+pytestmark = pytest.mark.django_db
+
+MAIL = ("Hello", "Now", "shop@example.org", ["ann@example.org"])
+
+
+@pytest.fixture
+def providers(configure):
+    """Set two providers by their options: `providers(first={...}, second={...})`."""
+    FakeProvider.reset()
+
+    def set_up(first=None, second=None, **mailengine):
+        configure({"first": first or {}, "second": second or {}}, **mailengine)
+
+    yield set_up
+    FakeProvider.reset()
+
+
+def accepted(name):
+    return len(FakeProvider.named(name).accepted)
+
+
+def failure(**changes):
+    with pytest.raises(NotSent) as caught:
+        send_direct_email(*MAIL, **changes)
+    return caught.value
+
+
+def test_it_is_sent_when_the_call_returns(providers):
+    """S18"""
+    providers()
+    message = send_direct_email(*MAIL)
+    assert (message.status, message.provider, accepted("first")) == ("sent", "first", 1)
+    assert [(a.number, a.provider, a.outcome) for a in message.attempts.all()] == [(1, "first", "accepted")]
+
+
+def test_another_provider_takes_over(providers):
+    providers(first={"script": ["unavailable"]})
+    message = send_direct_email(*MAIL)
+    assert (message.status, message.provider) == ("sent", "second")
+    assert [a.outcome for a in message.attempts.all()] == ["unavailable", "accepted"]
+
+
+def test_a_provider_can_be_named(providers):
+    providers()
+    assert send_direct_email(*MAIL, provider="second").provider == "second"
+    assert (accepted("first"), accepted("second")) == (0, 1)
+
+
+def test_the_provider_named_is_used_whatever_its_streams(providers):
+    providers(STREAMS={"transactional": {"PROVIDERS": ["first"]}})
+    assert send_direct_email(*MAIL, provider="second").provider == "second"
+
+
+def test_no_other_is_asked_than_the_one_named(providers):
+    providers(second={"script": ["unavailable"]})
+    assert failure(provider="second").outcome.kind is Kind.UNAVAILABLE
+    assert accepted("first") == 0
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        ("refused", Kind.REFUSED),
+        ("deferred", Kind.DEFERRED),
+        ("unavailable", Kind.UNAVAILABLE),
+        ("misconfigured", Kind.MISCONFIGURED),
+        ("throttled", Kind.THROTTLED),
+    ],
+)
+def test_a_failure_is_raised_and_final(providers, clock, word, kind):
+    """S18: the caller was told, so it is not sent behind its back later."""
+    providers(first={"script": [word]}, second={"script": [word]})
+    error = failure()
+    assert error.outcome.kind is kind
+    assert (error.message.status, error.message.attempts.exists()) == ("dead", True)
+    clock.advance(days=1)
+    dispatch_slice()
+    assert (accepted("first"), accepted("second")) == (0, 0)
+
+
+def test_in_doubt_it_says_so_and_keeps_the_mail_for_a_person(providers, clock):
+    providers(first={"script": ["uncertain"]})
+    error = failure()
+    assert (error.outcome.kind, error.message.status, error.message.available_at) == (
+        Kind.UNCERTAIN,
+        "uncertain",
+        None,
+    )
+    clock.advance(days=1)
+    dispatch_slice()
+    assert (accepted("first"), accepted("second")) == (0, 0)
+
+
+def test_a_suppressed_address_is_no_exception(providers):
+    providers()
+    Suppression.objects.create(address="ann@example.org", reason=Suppression.Reason.REFUSED)
+    assert failure().message.status == "suppressed"
+    assert accepted("first") == 0
+
+
+def test_a_wrong_sender_is_named(providers, settings):
+    providers()
+    settings.DEFAULT_FROM_EMAIL = "nobody"
+    with pytest.raises(NotSent, match="DEFAULT_FROM_EMAIL"):
+        send_direct_email("Hello", "", None, ["ann@example.org"])
+
+
+def test_without_providers_it_is_not_sent(configure):
+    configure({})
+    assert "PROVIDERS" in str(failure())
+
+
+def test_what_it_cannot_do_is_refused(providers):
+    providers()
+    with pytest.raises(ValueError, match=r"queue_mail\(\)"):
+        send_direct_email(*MAIL, idempotency_key="7")
+    assert not Message.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_not_inside_a_transaction(providers):
+    """S18: a rollback could not call the mail back."""
+    providers()
+    with transaction.atomic(), pytest.raises(RuntimeError, match=r"queue_mail\(\)"):
+        send_direct_email(*MAIL)
+    assert accepted("first") == 0
+    assert not Message.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_async_twin_does_the_same(providers):
+    providers()
+    assert async_to_sync(asend_direct_email)(*MAIL).status == "sent"
