@@ -165,9 +165,10 @@ class MessageQuerySet(models.QuerySet["Message"]):
     def held(self, ids: Collection[UUID]) -> dict[UUID, Message]:
         """These messages, locked; `row.now` is the instant they were read at, `row.lease` says whose they are now.
 
-        Whatever their state is: a late result, too, is entered in a row that nobody else can begin meanwhile.
+        Whatever their state is: a late result, too, is entered in a row that nobody else can begin meanwhile. Nothing
+        else of them is loaded: while a lease lasts, its holder knows the rest from the claim.
         """
-        rows = self.filter(pk__in=ids).order_by("id")
+        rows = self.filter(pk__in=ids).order_by("id").only("lease")
         return {row.pk: row for row in rows.annotate(now=db_now()).select_for_update()}
 
     def settle(self, message: Message, verdict: Verdict, *, lease: Lease, outcome: Outcome | None = None) -> bool:

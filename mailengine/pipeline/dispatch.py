@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from threading import Event, Thread
 from uuid import UUID
 
@@ -18,6 +18,7 @@ from django.db import router, transaction
 
 from ..conf import get_settings
 from ..models import Lease, Message, MessageJob, Worker
+from ..models.bulk import Asked
 from ..models.messages import SUSPECT_CLAIMS, MessageQuerySet, Status, Verdict
 from .alerts import send_alert
 from .compose import ComposedEmail
@@ -77,6 +78,7 @@ class Dispatcher:
         self.team: Team[Item] = Team(self._team_size())
         self.stock: deque[Item] = deque()
         self.suspects: list[UUID] = []
+        self.urgent_mail: dict[tuple[object, ...], Asked] = {}
         self.in_flight: dict[UUID, Item] = {}
         self.composer = Composer(self.settings, self.health)
         self.ledger = Ledger(self.settings, self.health, self.composer, self.report)
@@ -122,11 +124,13 @@ class Dispatcher:
         ended = self.team.collect(wait_seconds=self._patience())
         with transaction.atomic(using=self.using):
             self.health.refresh()
-            self.stock.extendleft(reversed(self.ledger.settle(ended)))
+            concerned = [item.message.pk for item in (*self.stock, *(item for item, _outcome in ended))]
+            rows = Message.objects.held(concerned) if concerned else {}
+            self.stock.extendleft(reversed(self.ledger.settle(ended, rows)))
             for item, _outcome in ended:
                 self.in_flight.pop(item.message.pk, None)
             claim = self._claim_more_urgent()
-            begun = [] if claim else self._begin()
+            begun = [] if claim else self._begin(rows)
             self._note_returns()
             claim = claim or self._claim()
             self._heartbeat()
@@ -222,8 +226,12 @@ class Dispatcher:
         limit = min(self._batch(), self.team.idle_count)
         if head == 0 or limit <= 0:
             return None
+        status = self._statuses[0]
         urgent = self._claimable().filter(priority__lt=head)
-        return self._take(urgent, [Status.DEFERRED if self.deferred else Status.QUEUED], limit=limit)
+        question = (head, *sorted(self.health.usable_streams()))
+        if question not in self.urgent_mail:
+            self.urgent_mail[question] = Asked(urgent.filter(status=status).due())
+        return self._take(urgent, [status], limit=limit) if self.urgent_mail[question].is_any() else None
 
     def _claim(self) -> Claim | None:
         """Take the next batch when the stock runs low."""
@@ -327,9 +335,9 @@ class Dispatcher:
 
     # Begin
 
-    def _begin(self) -> list[Item]:
+    def _begin(self, rows: Mapping[UUID, Message]) -> list[Item]:
         chosen = self._take_from_stock()
-        begun = self.ledger.begin(chosen, worker=self._register()) if chosen else []
+        begun = self.ledger.begin(chosen, rows, worker=self._register()) if chosen else []
         self.in_flight.update((item.message.pk, item) for item in begun)
         return begun
 

@@ -1,7 +1,7 @@
 """Begin and End: what is entered before the first byte of a handover, and after its last.
 
-Both run inside the caller's transaction, and take all handovers that begin or have ended together. Messages are locked
-before providers, everywhere.
+Both run inside the caller's transaction, and take all handovers that begin or have ended together, with their `rows`
+as `Message.objects.held()` has locked them. Messages are locked before providers, everywhere.
 """
 
 from __future__ import annotations
@@ -46,16 +46,15 @@ class Ledger:
 
     # Begin
 
-    def begin(self, items: Sequence[Item], *, worker: Worker) -> list[Item]:
+    def begin(self, items: Sequence[Item], rows: Mapping[UUID, Message], *, worker: Worker) -> list[Item]:
         """Enter in the ledger what goes out now, and return it.
 
         Looks again at all that may have changed since the claim, and settles what becomes of the others instead.
         """
-        rows = Message.objects.held([item.message.pk for item in items])
         ours = [item for item in items if self._is_ours(item, rows)]
         for item in ours:
-            item.message = rows[item.message.pk]
-        records = Attempt.objects.records(rows)
+            item.message.now = rows[item.message.pk].now
+        records = Attempt.objects.records([item.message.pk for item in ours])
         jobs, refusals = self._job_statuses(ours), self._refusals(ours)
         begun = []
         for item in ours:
@@ -109,11 +108,10 @@ class Ledger:
 
     # End
 
-    def settle(self, ended: Sequence[tuple[Item, Outcome]]) -> list[Item]:
+    def settle(self, ended: Sequence[tuple[Item, Outcome]], rows: Mapping[UUID, Message]) -> list[Item]:
         """Enter what came of these handovers, and return those that are to begin elsewhere at once."""
         if not ended:
             return []
-        rows = Message.objects.held([item.message.pk for item, _outcome in ended])
         self.health.note(Result(item.provider, outcome, item.message.stream, item.is_probe) for item, outcome in ended)
         now = self.health.now
         Attempt.objects.end_many(((item.message.pk, item.number, outcome) for item, outcome in ended), now=now)

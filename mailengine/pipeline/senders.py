@@ -7,9 +7,10 @@ open as the load needs.
 
 from __future__ import annotations
 
-import logging
 import threading
+import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
@@ -19,7 +20,8 @@ from django.core.mail import EmailMessage
 from ..outcomes import Outcome
 from ..providers.connection import Connection
 
-logger = logging.getLogger(__name__)
+COMPANY_SECONDS = 0.01
+"""How long an outcome waits for others to share its commit: of the order of what a commit takes."""
 
 T = TypeVar("T")
 
@@ -65,18 +67,19 @@ class Team(Generic[T]):
         self._inbox.put(Task(ticket, email, connection))
 
     def collect(self, *, wait_seconds: float) -> list[tuple[T, Outcome]]:
-        """The handovers that have ended; waits for the first one for so long, for no other."""
+        """The handovers that have ended; waits for the first for so long, and for its company a few milliseconds."""
         found: list[tuple[T, Outcome]] = []
-        try:
-            task = self._outbox.get(timeout=wait_seconds) if wait_seconds > 0 else self._outbox.get_nowait()
-            while True:
-                if task is not None and task.outcome is not None:
-                    self.in_flight[task.connection.alias] -= 1
-                    self._idle[task.connection.alias].append(task.connection)
-                    found.append((task.ticket, task.outcome))
-                task = self._outbox.get_nowait()
-        except Empty:
-            return found
+        ends_at = time.monotonic() + wait_seconds
+        with suppress(Empty):
+            while self.busy_count or wait_seconds:
+                task = self._outbox.get(timeout=max(ends_at - time.monotonic(), 0))
+                if task is None or task.outcome is None:
+                    break  # woken
+                self.in_flight[task.connection.alias] -= 1
+                self._idle[task.connection.alias].append(task.connection)
+                found.append((task.ticket, task.outcome))
+                ends_at = min(ends_at, time.monotonic() + COMPANY_SECONDS)
+        return found
 
     def wake(self) -> None:
         """Let `collect()` return now. Safe in a signal handler: SimpleQueue.put() is reentrant."""
