@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 
 DETAIL_LENGTH = 500
@@ -71,9 +71,6 @@ class Outcome:
     def is_good_round(self) -> bool:
         """Whether it shows that the provider works."""
         return self.kind is Kind.ACCEPTED
-
-    def with_detail(self, detail: str) -> Outcome:
-        return replace(self, detail=detail)
 
     def __str__(self) -> str:
         return " ".join(part for part in (self.code, self.detail) if part) or str(self.kind)

@@ -1,4 +1,4 @@
-"""Put an address on the suppression list, or take it off."""
+"""Put an address on the suppression list."""
 
 from __future__ import annotations
 
@@ -12,9 +12,3 @@ def suppress(address: str, *, reason: Suppression.Reason, stream: str = EVERY_ST
         address=address, stream=stream, defaults={"reason": reason, "detail": detail}
     )
     return row
-
-
-def lift(address: str, *, stream: str = EVERY_STREAM) -> bool:
-    """Allow mail to this address again; whether it was stopped."""
-    deleted, _rows = Suppression.objects.filter(address=address, stream=stream).delete()
-    return deleted > 0

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
@@ -26,14 +26,13 @@ COMPANY_SECONDS = 0.01
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Task(Generic[T]):
-    """One handover: what the owner wants to remember of it, and in the end its outcome."""
+    """One handover, with what the owner wants to remember of it."""
 
     ticket: T
     email: EmailMessage
     connection: Connection
-    outcome: Outcome | None = field(default=None)
 
 
 class Team(Generic[T]):
@@ -44,7 +43,7 @@ class Team(Generic[T]):
         self.in_flight: dict[str, int] = defaultdict(int)
         self._threads: list[threading.Thread] = []
         self._inbox: SimpleQueue[Task[T] | Connection | None] = SimpleQueue()
-        self._outbox: SimpleQueue[Task[T] | None] = SimpleQueue()
+        self._outbox: SimpleQueue[tuple[Task[T], Outcome]] = SimpleQueue()
         self._idle: dict[str, list[Connection]] = defaultdict(list)
 
     @property
@@ -72,18 +71,12 @@ class Team(Generic[T]):
         ends_at = time.monotonic() + wait_seconds
         with suppress(Empty):
             while self.busy_count or wait_seconds:
-                task = self._outbox.get(timeout=max(ends_at - time.monotonic(), 0))
-                if task is None or task.outcome is None:
-                    break  # woken
+                task, outcome = self._outbox.get(timeout=max(ends_at - time.monotonic(), 0))
                 self.in_flight[task.connection.alias] -= 1
                 self._idle[task.connection.alias].append(task.connection)
-                found.append((task.ticket, task.outcome))
+                found.append((task.ticket, outcome))
                 ends_at = min(ends_at, time.monotonic() + COMPANY_SECONDS)
         return found
-
-    def wake(self) -> None:
-        """Let `collect()` return now. Safe in a signal handler: SimpleQueue.put() is reentrant."""
-        self._outbox.put(None)
 
     def close(self) -> None:
         """Close the idle connections and let the threads end; those still sending are left to their deadline."""
@@ -102,5 +95,4 @@ class Team(Generic[T]):
             if isinstance(task, Connection):
                 task.close()
                 continue
-            task.outcome = task.connection.hand_over(task.email)
-            self._outbox.put(task)
+            self._outbox.put((task, task.connection.hand_over(task.email)))
