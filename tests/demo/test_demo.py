@@ -64,7 +64,7 @@ def test_the_demo_ends_with_the_receiving_side_and_the_ledger_in_agreement(run, 
 
 def test_the_demo_notices_what_the_receiving_side_lost_doubled_or_made_up(run):
     """P09: four mails through two providers that fail every second call; and a verdict that can fail."""
-    done = run("-c", TAMPERED, "demo", "--recipients=100", "--json", DJANGO_SETTINGS_MODULE="project.demo.settings")
+    done = run("-c", TAMPERED, "demo", "--recipients=500", "--json", DJANGO_SETTINGS_MODULE="project.demo.settings")
 
     outcome = json.loads(done.stdout)
     assert (done.returncode, outcome["agrees"]) == (1, False)
