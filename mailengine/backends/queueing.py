@@ -9,6 +9,8 @@ from typing import Any
 from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 
+from ..compat import mailer_aliases, mailer_backend_path, mailer_options
+
 logger = logging.getLogger(__name__)
 
 PRIORITY_HEADER = "x-mailengine-priority"
@@ -25,20 +27,24 @@ class EmailBackend(BaseEmailBackend):
         self,
         fail_silently: bool = False,
         *,
-        stream: str = "transactional",
-        priority: int | str | None = "high",
+        stream: str | None = None,
+        priority: int | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.fail_silently = fail_silently
-        self.terms = {"stream": stream, "priority": priority}
+        options = {} if "alias" in kwargs else _options_of_default()
+        self.terms = {
+            "stream": stream or options.get("stream", "transactional"),
+            "priority": priority if priority is not None else options.get("priority", "high"),
+        }
 
     def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
         """Queue these mails, all or none; how many there were. Mail without recipients is passed over.
 
         Raises `ValueError` for a mail that can't be sent, unless `fail_silently`.
         """
-        from django.db import DatabaseError, router, transaction
+        from django.db import Error, router, transaction
 
         from ..models import Message
 
@@ -49,7 +55,7 @@ class EmailBackend(BaseEmailBackend):
             with transaction.atomic(using=router.db_for_write(Message)):
                 for email in emails:
                     self._queue(email)
-        except (ValueError, DatabaseError):
+        except (ValueError, Error):
             # Django's password reset catches everything: without this line a lost mail would leave no trace.
             logger.exception("%d mails could not be queued", len(emails))
             if not self.fail_silently:
@@ -69,3 +75,10 @@ class EmailBackend(BaseEmailBackend):
             queue_message(email, **terms)
         finally:
             email.extra_headers = original
+
+
+def _options_of_default() -> dict[str, Any]:
+    """The OPTIONS of `MAILERS["default"]`, which Django before 6.1 does not hand to the backend that it names."""
+    if "default" not in mailer_aliases() or not mailer_backend_path("default").startswith("mailengine.backends."):
+        return {}
+    return mailer_options("default")

@@ -76,7 +76,7 @@ class Attempt(models.Model):
     """One handover of one message to one provider, begun before its first byte and ended by its outcome."""
 
     message = models.ForeignKey(Message, on_delete=models.CASCADE, related_name="attempts", db_index=False)
-    number = models.PositiveSmallIntegerField(_("number"))
+    number = models.PositiveIntegerField(_("number"))
     provider = models.CharField(_("provider"), max_length=64)
     worker = models.ForeignKey(
         Worker, on_delete=models.DO_NOTHING, null=True, related_name="+", db_index=False, db_constraint=False

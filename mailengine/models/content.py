@@ -97,10 +97,15 @@ class Attachment(models.Model):
         return self.sha256
 
     def read(self) -> bytes:
-        """The bytes. Raises `OSError` when the storage can't give them."""
-        with attachment_storage().open(str(self.file.name), "rb") as file:
-            data: bytes = file.read()
-            return data
+        """The bytes. Raises `FileNotFoundError` when there is no such file, `OSError` when the storage fails."""
+        try:
+            with attachment_storage().open(str(self.file.name), "rb") as file:
+                data: bytes = file.read()
+                return data
+        except OSError:
+            raise
+        except Exception as error:  # a storage is anybody's code; those of the clouds have errors of their own
+            raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 class ContentFile(models.Model):

@@ -145,6 +145,7 @@ class MessageJob(models.Model):
             malformed_count=F("malformed_count") + len(problems),
             problems=[*self.problems, *problems][:PROBLEMS_KEPT],
             status=MessageJob.Status.SENDING if finished else MessageJob.Status.EXPANDING,
+            recipient_count=to if finished else None,
         )
         return done > 0
 

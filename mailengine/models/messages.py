@@ -257,8 +257,17 @@ class MessageQuerySet(models.QuerySet["Message"]):
 
     def release(self, ids: Collection[UUID], *leases: Lease) -> int:
         """Give messages back unbegun, as they were before the claim."""
-        ours = self.filter(pk__in=ids, status=Status.SENDING, lease__in=[lease.id for lease in leases])
-        return ours.update(
+        return self.filter(pk__in=ids, lease__in=[lease.id for lease in leases])._release()
+
+    def release_all(self, worker: Worker) -> int:
+        """Give back whatever this worker has claimed and not begun."""
+        from .attempts import Attempt
+
+        begun = Attempt.objects.open().filter(message=OuterRef("pk"))
+        return self.filter(~Exists(begun), worker=worker)._release()
+
+    def _release(self) -> int:
+        return self.filter(status=Status.SENDING).update(
             status=F("claimed_from"), lease=None, leased_until=None, worker=None, claim_count=F("claim_count") - 1
         )
 
@@ -325,7 +334,8 @@ class MessageQuerySet(models.QuerySet["Message"]):
     def follow(self, job: MessageJob, *, limit: int = 1_000) -> int:
         """Let the unsent messages of a cancelled, paused or resumed job follow it; how many of at most `limit` did.
 
-        A paused job's have no due time, so that a claim doesn't even see them. Those deferred keep theirs.
+        A paused job's have no due time, so that a claim doesn't even see them. Those deferred keep theirs until a Begin
+        meets them.
         """
         unsent = Message.objects.filter(job=job, status__in=[Status.QUEUED, Status.DEFERRED])
         change: dict[str, Any]

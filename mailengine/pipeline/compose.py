@@ -6,7 +6,7 @@ out: the Message-ID, the Date and the MIME boundaries come from the row, not fro
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.message import Message as MIMEMessage
 from email.utils import format_datetime
@@ -72,8 +72,8 @@ def load_words(content_id: int) -> Words:
     return Words(content, files)
 
 
-def compose(message: Message, words: Words, *, left_out: Collection[str] = ()) -> ComposedEmail:
-    """The email for those recipients of the message that are still to be served, without those `left_out`.
+def compose(message: Message, words: Words) -> ComposedEmail:
+    """The email for those recipients of the message that are still to be served.
 
     Raises `InvalidMail` when the merge data can't be put into these words, and `NoSender`.
     """
@@ -84,7 +84,7 @@ def compose(message: Message, words: Words, *, left_out: Collection[str] = ()) -
     email.boundary = message.pk.hex
     email.reply_to = list(content.reply_to)
     email.extra_headers = dict(_headers(message, content, sender))
-    _address(email, message.recipients, left_out)
+    _address(email, message.recipients)
     if html:
         email.attach_alternative(html, "text/html")
     _add_extras(email, content.extras, message)
@@ -128,13 +128,9 @@ def _headers(message: Message, content: Content, sender: Address) -> Iterator[tu
     yield from content.headers.items()
 
 
-def _address(email: ComposedEmail, recipients: Sequence[Mapping[str, str]], left_out: Collection[str]) -> None:
+def _address(email: ComposedEmail, recipients: Sequence[Mapping[str, str]]) -> None:
     """Set the envelope, and in the headers also those who have been served before."""
-    shown = [
-        entry
-        for entry in recipients
-        if entry["outcome"] != "suppressed" and entry["address"].casefold() not in left_out
-    ]
+    shown = [entry for entry in recipients if entry["outcome"] != "suppressed"]
     for kind in ("to", "cc", "bcc"):
         lines = [str(Address(entry["name"], entry["address"])) for entry in shown if entry["kind"] == kind]
         pending = [

@@ -11,15 +11,18 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from uuid import UUID
 
-from django.db import router, transaction
+from django.db import Error as DatabaseFault
+from django.db import connections, router, transaction
 
 from ..conf import get_settings
 from ..models import Lease, Message, MessageJob, Worker
 from ..models.bulk import Asked
 from ..models.messages import SUSPECT_CLAIMS, MessageQuerySet, Status, Verdict
+from ..outcomes import Outcome
 from .alerts import send_alert
 from .compose import ComposedEmail
 from .composer import Composer
@@ -80,6 +83,8 @@ class Dispatcher:
         self.suspects: list[UUID] = []
         self.urgent_mail: dict[tuple[object, ...], Asked] = {}
         self.in_flight: dict[UUID, Item] = {}
+        self.ended: list[tuple[Item, Outcome]] = []
+        """What came of handovers, until it is durable."""
         self.composer = Composer(self.settings, self.health)
         self.ledger = Ledger(self.settings, self.health, self.composer, self.report)
         self.worker: Worker | None = None
@@ -95,24 +100,20 @@ class Dispatcher:
 
     def run(self) -> Report:
         """Send until there is nothing left to do, or it is time to stop."""
-        try:
+        with self._orderly_end():
             self._keep_house()
             self._loop()
             self.report.is_blocked = self._is_blocked()
-        finally:
-            self._finish()
         return self.report
 
     def run_direct(self, message: Message, lease: Lease) -> Report:
         """Send this one message, held under `lease`, and nothing else; it ends in a final state or is kept."""
         self.ledger.is_direct = self.is_dry = True
         self.worker = lease.worker
-        try:
+        with self._orderly_end():
             self.health.refresh()
             self._stock_up(Claim([message], lease))
             self._loop()
-        finally:
-            self._finish()
         return self.report
 
     def _loop(self) -> None:
@@ -121,7 +122,8 @@ class Dispatcher:
 
     def _step(self) -> None:
         """One turn: record what has ended, begin what can go, claim what comes next; all in one commit."""
-        ended = self.team.collect(wait_seconds=self._patience())
+        ended = self.ended
+        ended += self.team.collect(wait_seconds=self._patience())
         with transaction.atomic(using=self.using):
             self.health.refresh()
             concerned = [item.message.pk for item in (*self.stock, *(item for item, _outcome in ended))]
@@ -134,6 +136,7 @@ class Dispatcher:
             self._note_returns()
             claim = claim or self._claim()
             self._heartbeat()
+        ended.clear()
         # It is durable now; what follows asks the database for words, and for nothing else.
         for item in begun:
             self.team.send(item, _composed(item), item.provider)
@@ -146,7 +149,8 @@ class Dispatcher:
     def _is_done(self) -> bool:
         if self.in_flight:
             return False
-        return (self.is_dry and not self.stock and not self.suspects) or self._must_stop()
+        is_through = self.is_dry and not self.stock and (not self.suspects or self._batch() <= 0)
+        return is_through or self._must_stop()
 
     def _must_stop(self) -> bool:
         if self.stop.is_set():
@@ -160,7 +164,8 @@ class Dispatcher:
     def _patience(self) -> float:
         """How long to wait for a handover to end: not at all while there is something better to do."""
         if not self.in_flight:
-            return 0
+            # Senders that never came back may hold all connections; then there is nothing to do but look again.
+            return 0 if self.team.idle_count else WAIT_SECONDS
         self._abandon_lost()
         can_begin = self.stock and self.team.idle_count and not self._must_stop()
         return 0 if can_begin and any(self._has_room(item, Counter()) for item in self.stock) else WAIT_SECONDS
@@ -173,16 +178,44 @@ class Dispatcher:
                 logger.error("provider %s has not answered within the lease", item.provider)
                 del self.in_flight[item.message.pk]
 
-    def _finish(self) -> None:
-        """Give back what was not begun, close jobs, say goodbye."""
-        leftovers = [item.message.pk for item in self.stock]
+    @contextmanager
+    def _orderly_end(self) -> Iterator[None]:
+        """However the run ends: record what is known, give back what was not begun, close jobs, say goodbye."""
+        try:
+            yield
+        except BaseException:
+            # The database may be what failed; whatever can still be saved is saved, and the error goes on.
+            with suppress(DatabaseFault):
+                self._save_outcomes()
+            with suppress(DatabaseFault):
+                self._give_back()
+            raise
+        else:
+            self._give_back()
+        finally:
+            self._close()
+
+    def _save_outcomes(self) -> None:
+        """After an error: let what is in flight end, and record it, lest mail that has arrived be sent again."""
+        connection = connections[self.using]
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
+        ends_at = time.monotonic() + self.settings.send_deadline_seconds
+        while self.team.busy_count and time.monotonic() < ends_at:
+            self.ended += self.team.collect(wait_seconds=WAIT_SECONDS)
         with transaction.atomic(using=self.using):
-            if leftovers:
-                Message.objects.release(leftovers, *{item.lease for item in self.stock})
-            if self.worker is not None:
-                self.report.jobs_done = MessageJob.objects.finish()
-                self.worker.heartbeat(handled_count=sum(self.report.outcomes.values()), stopping=True)
-        self.stock.clear()
+            self.health.refresh(at_once=True)
+            self.ledger.settle(self.ended, Message.objects.held([item.message.pk for item, _outcome in self.ended]))
+
+    def _give_back(self) -> None:
+        if self.worker is None:
+            return
+        with transaction.atomic(using=self.using):
+            Message.objects.release_all(self.worker)
+            self.report.jobs_done = MessageJob.objects.finish()
+            self.worker.heartbeat(handled_count=sum(self.report.outcomes.values()), stopping=True)
+
+    def _close(self) -> None:
         self.team.close()
         for thread in self.alarms:
             thread.join(timeout=self.settings.send_deadline_seconds)
@@ -209,7 +242,9 @@ class Dispatcher:
         if self.report.stopped != "done" or not self.saw_mail:
             return False
         blocked = set(self.settings.streams) - self.health.usable_streams()
-        return bool(blocked) and self._mine().due().filter(stream__in=blocked).exists()
+        due = self._mine().due().filter(stream__in=blocked)
+        # A probe that failed waits for the next one, and may be all there is.
+        return bool(blocked) and (due.exists() or self.ledger.failed_probes > 0)
 
     # Claim
 
@@ -237,7 +272,7 @@ class Dispatcher:
         """Take the next batch when the stock runs low."""
         if self._may_not_claim() or len(self.stock) >= self.team.size:
             return None
-        if self.suspects and not self.in_flight and not self.stock:
+        if self.suspects and not self.in_flight and not self.stock and self._batch() > 0:
             # What may have killed its workers is claimed when nothing else of this process is under way.
             suspect = Message.objects.filter(pk=self.suspects.pop())
             return self._take(suspect, self._statuses, limit=1, is_suspect=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from ..circuit import Circuit, Policy, after_bad, after_good, after_throttle, return_probe, start_probe
-from ..conf import Settings
+from ..conf import Settings, get_settings
 from ..models import Message, ProviderState
 from ..models.messages import Status
 from ..outcomes import Kind, Outcome
@@ -159,7 +159,12 @@ class Health:
         return circuit.is_usable(now=self.now) or circuit.probe_is_due(now=self.now)
 
     def _healthy_but(self, alias: str) -> Sequence[str]:
-        return [other for other in self._states if other != alias and self.circuit(other).is_usable(now=self.now)]
+        """All other providers but those known to be unusable: also where this run may use one alone."""
+        return [
+            other
+            for other in get_settings().providers
+            if other != alias and (other not in self._states or self.circuit(other).is_usable(now=self.now))
+        ]
 
     def _preferred(self, message: Message) -> list[Candidate]:
         aliases = self.settings.aliases_for(message.stream)

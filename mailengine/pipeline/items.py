@@ -31,6 +31,8 @@ class Item:
     is_suspect: bool = False
     tried: set[str] = field(default_factory=set)
     """Providers that it was at in this claim."""
+    refused_by: set[str] = field(default_factory=set)
+    """Those of them that won't have it, for a reason of their own."""
     provider: str = ""
     """Where it is, once begun."""
     number: int = 0

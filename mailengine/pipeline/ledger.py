@@ -43,6 +43,8 @@ class Ledger:
     """Its callers wait: what can't be sent now is not sent later."""
     given_back: Counter[UUID] = field(default_factory=Counter)
     """How often each message of this run went back to the queue."""
+    failed_probes: int = 0
+    """How many of them were probes."""
 
     # Begin
 
@@ -119,6 +121,8 @@ class Ledger:
         for item, outcome in ended:
             self._suppress_bad_addresses(item.message, outcome)
             item.tried.add(item.provider)
+            if outcome.elsewhere:
+                item.refused_by.add(item.provider)
             is_ours = self._is_ours(item, rows)
             verdict = self._verdict(item, outcome)
             if is_ours and verdict is None:
@@ -149,6 +153,7 @@ class Ledger:
             now=self.health.now,
             settings=self.settings,
             another=self.health.another(item.message, tried=item.tried),
+            others_left=not item.refused_by.issuperset(self.settings.aliases_for(item.message.stream)),
             throttled_until=self.health.circuit(item.provider).throttled_until,
         )
         if verdict is not None and verdict.keeps_due_time:
@@ -184,10 +189,14 @@ class Ledger:
         logger.info("message %s: %s", item.message.pk, status, extra=extra)
 
     def _back_to_the_queue(self, item: Item, reason: str) -> Verdict:
-        """It stays due, so that it goes as soon as a provider can take it; but not over and over in one run."""
+        """It stays due, so that it goes as soon as a provider can take it; but not over and over in one run.
+
+        A probe that failed goes behind the others: should it be the message's own doing, the next probe shows it.
+        """
         now = self.health.now
         until = None
-        if self.given_back[item.message.pk] >= self.settings.unhealthy_threshold:
+        self.failed_probes += item.is_probe
+        if item.is_probe or self.given_back[item.message.pk] >= self.settings.unhealthy_threshold:
             until = now + timedelta(seconds=max(self.settings.probe_interval_seconds, 1))
         return back(item.message, reason, now=now, settings=self.settings, until=until)
 

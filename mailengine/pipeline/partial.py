@@ -40,8 +40,10 @@ def split_refused(message: Message, outcome: Outcome, *, now: datetime, settings
     if outcome.kind is not Kind.ACCEPTED:
         return made
     for address, refusal in outcome.refusals.items():
-        if refusal.kind is not Kind.DEFERRED:
+        if refusal.kind in (Kind.REFUSED, Kind.ACCEPTED):
             continue
+        if refusal.kind is not Kind.DEFERRED:  # the server's fault or ours, though it took the mail for others
+            refusal = Outcome(Kind.DEFERRED, code=refusal.code, detail=refusal.detail)
         alone = Message(
             id=uuid7(),
             job_id=None,

@@ -23,12 +23,13 @@ def verdict_for(
     now: datetime,
     settings: Settings,
     another: bool,
+    others_left: bool = False,
     throttled_until: datetime | None = None,
 ) -> Verdict | None:
     """What becomes of the message, or None to ask the next provider at once.
 
-    `another`: a provider that it has not been to can take it now. `throttled_until`: until when the one it was at
-    wants to be left alone.
+    `another`: a provider that it has not been to can take it now; `others_left`: one that has not refused it might
+    later. `throttled_until`: until when the one it was at wants to be left alone.
     """
     match outcome.kind:
         case Kind.ACCEPTED:
@@ -36,6 +37,8 @@ def verdict_for(
         case Kind.REFUSED:
             if outcome.elsewhere and another and _may_change_provider(message):
                 return None
+            if outcome.elsewhere and others_left and _may_change_provider(message):
+                return _deferred(message, outcome, now=now, settings=settings)
             status = Status.CANCELLED if outcome.cancelled else Status.DEAD
             return Verdict(status, f"{'cancelled' if outcome.cancelled else 'refused'}: {outcome}")
         case Kind.DEFERRED:

@@ -70,12 +70,17 @@ REPLIES: tuple[tuple[frozenset[Phase], str, Outcome], ...] = (
     (SENDING, r"421|452 4\.3\.1", UNAVAILABLE),
     (SENDING, r"454|4.*(throttl|sending rate)", THROTTLED),
     (SENDING, r"530|5.* 5\.7\.[89] |5.*authentication required", MISCONFIGURED),
+    # The address; before the sender's identity, since "unverified" is said of a recipient's address, too
+    (SENDING, r"5.* 5\.1\.([1236]|10) ", BAD_ADDRESS),
     # Who we say we are
     (SENDING, r"5.* 5\.7\.(2[0-79]|30|515) ", MISCONFIGURED),  # SPF, DKIM, DMARC, PTR
-    (SENDING, r"5.* 5\.1\.[78] |5.*(not verified|unverified)", MISCONFIGURED),  # the sender's identity
+    (
+        SENDING,
+        r"5.* 5\.1\.[78] |5(?!.*recipient address).*(not verified|unverified)",
+        MISCONFIGURED,
+    ),  # the sender's identity
     (frozenset({Phase.MAIL}), r"552|5.* 5\.3\.4 ", NOT_HERE),  # larger than it takes, says SIZE
     # The address
-    (SENDING, r"5.* 5\.1\.([1236]|10) ", BAD_ADDRESS),
     (frozenset({Phase.RCPT}), r"5.*relay", DEFERRED),  # the server's configuration, which somebody may be mending
     (frozenset({Phase.RCPT}), r"45[012] 4\.7\.1 |45[01] 4\.2\.0 ", GREYLISTED),
     (SENDING, r"4.*gr[ea]y", GREYLISTED),
