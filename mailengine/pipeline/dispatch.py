@@ -242,9 +242,7 @@ class Dispatcher:
         if self.report.stopped != "done" or not self.saw_mail:
             return False
         blocked = set(self.settings.streams) - self.health.usable_streams()
-        due = self._mine().due().filter(stream__in=blocked)
-        # A probe that failed waits for the next one, and may be all there is.
-        return bool(blocked) and (due.exists() or self.ledger.failed_probes > 0)
+        return bool(blocked) and self._mine().due().filter(stream__in=blocked).exists()
 
     # Claim
 

@@ -87,8 +87,12 @@ class Health:
         candidates = self._preferred(message)
         if message.uncertain_count and message.priority > 0:  # it may be there already: nowhere else
             candidates = [candidate for candidate in candidates if candidate.alias == message.provider]
-        probing = message.claimed_from != Status.UNCERTAIN or not self._others_wait()
+        probing = message.claimed_from != Status.UNCERTAIN or not self.others_wait(message)
         return choose(candidates, now=self.now, tried=tried, probing=probing)
+
+    def others_wait(self, message: Message) -> bool:
+        """Whether other mail is due that was never uncertain, and makes the better probe."""
+        return Message.objects.filter(status=Status.QUEUED).due().exclude(pk=message.pk).exists()
 
     def start_probe(self, alias: str) -> bool:
         """Take the probe that is due; False when another process was quicker. In a transaction."""
@@ -172,10 +176,6 @@ class Health:
 
     def _candidates(self) -> dict[str, Candidate]:
         return {alias: Candidate(alias, state.circuit, state.took_over_at) for alias, state in self._states.items()}
-
-    def _others_wait(self) -> bool:
-        """Whether mail that was never uncertain waits, which makes the better probe."""
-        return Message.objects.filter(status=Status.QUEUED).due().exists()
 
     def _seen(self, state: ProviderState) -> ProviderState:
         """The row as part of a picture that was taken at `_read_at`."""

@@ -43,8 +43,6 @@ class Ledger:
     """Its callers wait: what can't be sent now is not sent later."""
     given_back: Counter[UUID] = field(default_factory=Counter)
     """How often each message of this run went back to the queue."""
-    failed_probes: int = 0
-    """How many of them were probes."""
 
     # Begin
 
@@ -191,13 +189,15 @@ class Ledger:
     def _back_to_the_queue(self, item: Item, reason: str) -> Verdict:
         """It stays due, so that it goes as soon as a provider can take it; but not over and over in one run.
 
-        A probe that failed goes behind the others: should it be the message's own doing, the next probe shows it.
+        A probe that failed leaves the next one to another message: should it be its own doing, that shows it.
         """
         now = self.health.now
+        interval = timedelta(seconds=max(self.settings.probe_interval_seconds, 1))
         until = None
-        self.failed_probes += item.is_probe
-        if item.is_probe or self.given_back[item.message.pk] >= self.settings.unhealthy_threshold:
-            until = now + timedelta(seconds=max(self.settings.probe_interval_seconds, 1))
+        if item.is_probe and self.health.others_wait(item.message):
+            until = now + 2 * interval
+        elif self.given_back[item.message.pk] >= self.settings.unhealthy_threshold:
+            until = now + interval
         return back(item.message, reason, now=now, settings=self.settings, until=until)
 
     def _job_statuses(self, items: Iterable[Item]) -> dict[int, str]:

@@ -33,7 +33,7 @@ class FakeProvider(BaseEmailBackend):
         "iota": {"BACKEND": "mailengine.testing.FakeProvider", "OPTIONS": {"script": ["deferred", "accept"]}}
 
     `script` is played in order; after its end every mail is accepted, or with `repeat` it starts again. The words:
-    accept, bad_address, deferred, greylisted, misconfigured, refused, throttled, unavailable, uncertain.
+    accept, bad_address, deferred, greylisted, misconfigured, refused, throttled, too_large, unavailable, uncertain.
     `fails_every: 2` is "unavailable" at every second call. What happened is in `FakeProvider.named(name)`, where the
     name is the option `name`, or else the alias.
     """
@@ -113,6 +113,7 @@ ERRORS: dict[str, Callable[[EmailMessage], Exception] | None] = {
     "greylisted": _refused(450, b"4.7.1 Greylisted, come back later"),
     "misconfigured": lambda _: _at(Phase.AUTH, smtplib.SMTPAuthenticationError(535, b"5.7.8 Wrong password")),
     "refused": _refused(550, b"5.2.1 Mailbox disabled"),
+    "too_large": lambda _: _at(Phase.MAIL, smtplib.SMTPSenderRefused(552, b"5.3.4 Message too big", "")),
     "throttled": lambda _: _at(Phase.AWAIT, smtplib.SMTPDataError(454, b"4.7.0 Throttling failure")),
     "unavailable": lambda _: ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
     "uncertain": lambda _: _at(Phase.AWAIT, smtplib.SMTPServerDisconnected("Connection unexpectedly closed")),
