@@ -27,8 +27,7 @@ class MessageJobAdmin(BannerMixin, OperatedAdmin):
     """Every job, newest first. New ones come from `queue_job()` and "Send email update" alone."""
 
     list_display = (
-        "shown_subject", "status", "stream", "audience", "recipients_so_far", "duplicate_count", "malformed_count",
-        "created_by", "created_at",
+        "shown_subject", "status", "recipients_so_far", "created_at", "created_by", "audience", "stream",
     )  # fmt: skip
     list_filter = ("status", StreamFilter, "created_at")
     list_select_related = ("content", "created_by")

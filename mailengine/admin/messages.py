@@ -88,8 +88,8 @@ class MessageAdmin(BannerMixin, OperatedAdmin):
     """Every message, newest first. Words are on the pages of jobs only: other mail may hold a link to log in with."""
 
     list_display = (
-        "recipient", "status", "reason", "stream", "shown_priority", "provider", "job_link", "available_at",
-        "created_at",
+        "recipient", "status", "created_at", "reason", "available_at", "provider", "job_link", "stream",
+        "shown_priority",
     )  # fmt: skip
     list_filter = (KeptFilter, "status", StreamFilter, PriorityFilter, ProviderFilter)
     search_fields = ("recipient",)  # shows the field; what it finds is in get_search_results()

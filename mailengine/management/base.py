@@ -37,7 +37,7 @@ class MailCommand(BaseCommand):
     def check(self, *args: Any, **options: Any) -> None:
         """Refuse to run with wrong settings. Mere warnings are left to `manage.py check`: cron would mail them."""
         if problems := failed_checks():
-            raise CommandError("\n".join(str(problem) for problem in problems), returncode=USAGE)
+            raise CommandError("\n".join(in_words(problem) for problem in problems), returncode=USAGE)
 
     @contextmanager
     def stopping(self, stop: threading.Event) -> Iterator[None]:
@@ -110,6 +110,11 @@ def failed_checks() -> list[CheckMessage]:
     """The errors that mailengine's system checks find, and nobody silenced; none of these commands runs with one."""
     found = run_checks(tags=["mailengine"])
     return [message for message in found if message.is_serious() and not message.is_silenced()]
+
+
+def in_words(problem: CheckMessage) -> str:
+    """A system check's finding in one line, with the mend."""
+    return f"{problem.msg} ({problem.id})" + (f" {problem.hint}" if problem.hint else "")
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

@@ -6,12 +6,12 @@ import json
 import sys
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError
 
 from ...reporting.schedule import crontab_lines, systemd_units
 from ...reporting.status import CRITICAL, GOOD, LEVELS, UNKNOWN, QueueStatus, queue_status
-from ..base import duration, failed_checks
+from ..base import duration, failed_checks, in_words
 
 COLUMNS = ("due", "scheduled", "sending", "deferred", "uncertain", "kept", "held", "dead")
 
@@ -23,12 +23,13 @@ class Command(BaseCommand):
     requires_system_checks = []  # noqa: RUF012  it says what they found, and what else there is to know
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument(
+        instead = parser.add_mutually_exclusive_group()
+        instead.add_argument(
             "--check",
             action="store_true",
             help="exit with 0 good, 1 warning, 2 critical, 3 unknown, and say why in a line",
         )
-        parser.add_argument(
+        instead.add_argument(
             "--schedule", action="store_true", help="print crontab lines and systemd timers for this project"
         )
         parser.add_argument("--json", action="store_true", help="print one JSON object on one line")
@@ -40,19 +41,29 @@ class Command(BaseCommand):
         try:
             status = queue_status()
         except DatabaseError as error:
-            if not options["check"]:
-                raise
-            text = f"the database does not answer: {str(error).strip()}"
+            text = _trouble(error)
+            if not options["check"] and not options["json"]:
+                raise CommandError(text) from error
             self._write(f"MAIL {LEVELS[UNKNOWN]}: {text}", {"level": LEVELS[UNKNOWN], "findings": [text]}, options)
             sys.exit(UNKNOWN)
-        for problem in failed_checks():
-            status.findings.append((CRITICAL, f"nothing is sent until this is mended: {problem.msg} ({problem.id})"))
+        # First of all: while the settings are wrong nothing is sent, whatever else there is to say.
+        status.findings[:0] = [
+            (CRITICAL, f"nothing is sent until this is mended: {in_words(p)}") for p in failed_checks()
+        ]
         self._write(_verdict(status) if options["check"] else _table(status), status.as_dict(), options)
         if options["check"] and status.level != GOOD:
             sys.exit(status.level)
 
     def _write(self, text: str, as_json: dict[str, Any], options: dict[str, Any]) -> None:
         self.stdout.write(json.dumps({"command": "mail_status", **as_json}) if options["json"] else text)
+
+
+def _trouble(error: DatabaseError) -> str:
+    """What is wrong with the database, in one line."""
+    text = " ".join(str(error).split())
+    if "mailengine_" in text:
+        return f"tables are missing, run manage.py migrate: {text}"
+    return f"the database does not answer: {text}"
 
 
 def _verdict(status: QueueStatus) -> str:
