@@ -25,7 +25,7 @@ def serve_admin(newsroom: Newsroom, *, out: OutputWrapper) -> None:
         server.set_app(StaticFilesHandler(get_internal_wsgi_application()))
         out.write(f"\nThe admin is at http://127.0.0.1:{server.server_port}/admin/ until Ctrl-C.")
         out.write(f"Log in as editor or admin with the password {newsroom.password}")
-        out.write("Tick an issue (as admin also an article), choose “Send email update”, and follow the job's progress.")
+        out.write("Tick an issue (as admin also an article), choose “Send email update”, and follow the job.")
         out.flush()
         try:
             server.serve_forever(poll_interval=0.1)
