@@ -136,9 +136,9 @@ class MessageJob(models.Model):
         here = MessageJob.objects.filter(pk=self.pk, cursor=self.cursor, status=MessageJob.Status.EXPANDING)
         return here.select_for_update().values_list("pk", flat=True).first() is not None
 
-    def advance(self, *, to: int, made: int, duplicates: int, problems: list[dict[str, Any]], finished: bool) -> bool:
-        """Record one piece of the expansion; False when another run did it first, or the job was stopped."""
-        done = MessageJob.objects.filter(pk=self.pk, cursor=self.cursor, status=MessageJob.Status.EXPANDING).update(
+    def advance(self, *, to: int, made: int, duplicates: int, problems: list[dict[str, Any]], finished: bool) -> None:
+        """Record one piece of the expansion, under `hold()`."""
+        MessageJob.objects.filter(pk=self.pk).update(
             cursor=to,
             message_count=F("message_count") + made,
             duplicate_count=F("duplicate_count") + duplicates,
@@ -147,7 +147,6 @@ class MessageJob(models.Model):
             status=MessageJob.Status.SENDING if finished else MessageJob.Status.EXPANDING,
             recipient_count=to if finished else None,
         )
-        return done > 0
 
     def start(self) -> bool:
         """Begin to expand; False when it was stopped meanwhile."""

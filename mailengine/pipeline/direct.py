@@ -86,9 +86,7 @@ def send_direct_email(
             "send_direct_email() was called inside a transaction, whose rollback could not call the mail back. "
             "Use queue_mail(), which is sent if and only if the transaction commits."
         ) from error
-    dispatcher = Dispatcher("send_direct_email", max_time=None)
-    dispatcher.settings = dispatcher.health.settings = settings
-    dispatcher.run_direct(row, lease)
+    Dispatcher("send_direct_email", max_time=None, settings=settings).run_direct(row, lease)
     row.refresh_from_db()
     if row.status != Status.SENT:
         last = row.attempts.order_by("number").last()

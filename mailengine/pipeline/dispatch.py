@@ -18,7 +18,7 @@ from uuid import UUID
 from django.db import Error as DatabaseFault
 from django.db import connections, router, transaction
 
-from ..conf import get_settings
+from ..conf import Settings, get_settings
 from ..models import Lease, Message, MessageJob, Worker
 from ..models.bulk import Asked
 from ..models.messages import SUSPECT_CLAIMS, MessageQuerySet, Status, Verdict
@@ -66,8 +66,9 @@ class Dispatcher:
         limit: int | None = None,
         stop: Event | None = None,
         on_progress: Callable[[Report], None] | None = None,
+        settings: Settings | None = None,
     ) -> None:
-        self.settings = get_settings()
+        self.settings = settings or get_settings()
         self.using = router.db_for_write(Message)
         self.deferred = deferred
         self._statuses = [Status.DEFERRED] if deferred else [Status.QUEUED, Status.UNCERTAIN]

@@ -26,7 +26,9 @@ def note_outcomes(message: Message, outcome: Outcome) -> None:
 def _outcome_of(entry: Mapping[str, str], kind: Kind, refusals: Mapping[str, Kind]) -> str:
     refusal = refusals.get(entry["address"].casefold())
     if kind is Kind.ACCEPTED:
-        return str(refusal or kind)
+        if refusal is None or refusal is Kind.REFUSED:
+            return str(refusal or kind)
+        return str(Kind.DEFERRED)  # it goes on as a message of its own, whoever was at fault
     # Nobody was accepted, and the message is tried again: for those who were not refused for good.
     return str(refusal) if refusal is Kind.REFUSED else ""
 

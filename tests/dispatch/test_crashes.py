@@ -9,7 +9,6 @@ import pytest
 
 from mailengine.models import Message
 from mailengine.models.messages import POISON_CLAIMS, Status
-from mailengine.testing import SMTPServer
 
 from .. import processes
 from .helpers import ledger, queue, queue_many, send, statuses
@@ -17,15 +16,6 @@ from .helpers import ledger, queue, queue_many, send, statuses
 pytestmark = pytest.mark.django_db(transaction=True)
 
 LEASE_SECONDS = 240
-
-
-@pytest.fixture
-def server(configure, settings):
-    with SMTPServer() as server:
-        configure()
-        settings.MAILERS = {**settings.MAILERS, "relay": server.mailer()}
-        settings.MAILENGINE = {**settings.MAILENGINE, "CONNECTIONS": 1}
-        yield server
 
 
 def die_at(target: str, *, when: str = "before") -> str:

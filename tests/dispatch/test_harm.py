@@ -8,20 +8,11 @@ from django.db import OperationalError
 from mailengine import queue_mail
 from mailengine.models import Attachment, Message, ProviderState
 from mailengine.models.attempts import AttemptQuerySet
-from mailengine.testing import FakeProvider, SMTPServer
+from mailengine.testing import FakeProvider
 
 from .helpers import ledger, queue, queue_many, send, statuses
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def server(configure, settings):
-    with SMTPServer() as server:
-        configure()
-        settings.MAILERS = {**settings.MAILERS, "relay": server.mailer()}
-        settings.MAILENGINE = {**settings.MAILENGINE, "CONNECTIONS": 1}
-        yield server
 
 
 def run(command: str = "send_mail") -> None:
@@ -67,6 +58,8 @@ def test_who_was_refused_for_now_goes_on_alone_whoever_was_at_fault(server, repl
 
     assert statuses() == {"sent": 1, "deferred": 1}
     assert Message.objects.get(status="deferred").recipient == "bob@example.org"
+    outcomes = [entry["outcome"] for entry in Message.objects.get(status="sent").recipients]
+    assert outcomes == ["accepted", "deferred"]
 
 
 def test_what_has_arrived_is_recorded_though_the_database_failed_once(provider, clock, monkeypatch):
