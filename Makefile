@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test bench demo
+.PHONY: help setup check test faults bench demo
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ check: $(VENV)/.requirements-dev  ## Format, lint, types, imports, missing migra
 
 test: $(VENV)/.requirements  ## Run the tests, on SQLite unless DATABASE_URL says otherwise; ARGS goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+faults: $(VENV)/.requirements  ## Kill workers, cut connections, break providers: half an hour; ARGS="F-P04" for one
+	$(BIN)/python -m tests.faults $(ARGS)
 
 bench: $(VENV)/.requirements  ## Measure, on SQLite unless DATABASE_URL says otherwise; REPEATS=5 for better medians
 	@for script in expand empty_runs admin_action drain; do \

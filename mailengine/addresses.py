@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from email.errors import HeaderParseError
-from email.header import decode_header, make_header
 
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
 from django.utils.encoding import punycode
 
-from .errors import InvalidAddress
+from .errors import InvalidAddress, InvalidMail
+from .headers import UNSAFE_IN_NAMES, decoded
 
 # RFC 5321, section 4.5.3.1, in octets: the path's 256 include its angle brackets.
 LONGEST_LOCAL_PART = 64
@@ -20,8 +19,6 @@ LONGEST_SPEC = 254
 # RFC 5322, section 2.1.1: the longest line, and thus the longest name and address that could be sent unfolded.
 LONGEST_ITEM = 998
 
-# Characters that end a line somewhere, can't be encoded (lone surrogates), or make a name read as another (bidi).
-UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 NEEDS_QUOTES = re.compile(r'[][\\()<>@,:;".]')
 QUOTED_NAME = re.compile(r'"((?:[^"\\]|\\.)*)"')
 # IDNA 2003 (Python's codec, which Django uses) maps these to other letters, newer IDNA doesn't: two different domains.
@@ -75,7 +72,7 @@ def parse_address(text: str) -> Address:
     if len(text) > LONGEST_ITEM:
         raise _refused(text, f"is longer than {LONGEST_ITEM} characters.")
     text = text.strip(" \t")
-    if UNSAFE.search(text):
+    if UNSAFE_IN_NAMES.search(text):
         raise _refused(text, "holds a line break, a control character or one that reverses text; remove it.")
     if not text:
         raise _refused(text, "is empty; an address looks like ann@example.org.")
@@ -136,12 +133,12 @@ def _parse_name(name: str, *, spec: str, seen: str) -> str:
 def _decode_name(name: str, *, seen: str) -> str:
     """The words behind a name that came with its header encoding: they are judged like any other name."""
     try:
-        decoded = str(make_header(decode_header(name))).strip()
-    except (HeaderParseError, LookupError, ValueError) as error:
-        raise _refused(seen, "has a name with a broken =?...?= encoding; write the name itself.") from error
-    if UNSAFE.search(decoded) or "=?" in decoded:
+        name = decoded("its name", name).strip()
+    except InvalidMail as error:
+        raise _refused(seen, f"can't be read: {error}") from error
+    if UNSAFE_IN_NAMES.search(name) or "=?" in name:
         raise _refused(seen, "hides a control character or another encoding in its name; write the name itself.")
-    return decoded
+    return name
 
 
 def _parse_spec(spec: str, *, seen: str) -> str:
@@ -155,7 +152,11 @@ def _parse_spec(spec: str, *, seen: str) -> str:
         raise _refused(seen, f"has nothing {'after' if local else 'before'} its @.")
     if not local.isascii():
         raise _refused(seen, "has letters outside ASCII before its @, which is not supported (SMTPUTF8).")
-    if not local.startswith('"') and re.search(r"[@,;\s]", local):
+    if "=?" in local:
+        raise _refused(seen, "has an =?...?= encoding before its @, which makes another address of it.")
+    if local.startswith('"'):
+        raise _refused(seen, "has quotes before its @, which not every server takes as one address.")
+    if re.search(r"[@,;\s]", local):
         raise _refused(seen, "holds white space, several @ or several addresses; give one address.")
     if len(local) > LONGEST_LOCAL_PART:
         raise _refused(seen, f"has {len(local)} characters before its @; {LONGEST_LOCAL_PART} are allowed.")

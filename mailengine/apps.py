@@ -1,4 +1,4 @@
-"""The app as Django sees it: registers checks and audiences at start-up."""
+"""The app as Django sees it: registers checks, audiences and receivers at start-up."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ class MailengineConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from anymail.signals import tracking
+
         from . import checks  # noqa: F401  registers itself
+        from .feedback.proof import read_event
 
         autodiscover_modules("audiences")
+        tracking.connect(read_event, dispatch_uid="mailengine.feedback")

@@ -63,6 +63,10 @@ class UnknownTemplate(MailengineError, ValueError):
     """None of the files that a mail template is made of could be found."""
 
 
+class DatabaseLost(MailengineError):
+    """The database failed, and did not come back in the time of a run. What could not be recorded is in the log."""
+
+
 class NotSent(MailengineError):
     """`send_direct_email()` could not hand the mail over; `outcome` says why, `message` is its row."""
 

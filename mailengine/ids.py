@@ -7,6 +7,9 @@ import threading
 import time
 from uuid import UUID
 
+ID_METADATA = "mailengine_id"
+"""Under which name a mail carries its message's id to an ESP, and the ESP's events carry it back."""
+
 _lock = threading.Lock()
 _last = 0
 

@@ -13,6 +13,7 @@ from enum import Enum
 
 DETAIL_LENGTH = 500
 CODE_LENGTH = 64
+ID_LENGTH = 255
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -43,7 +44,7 @@ class Outcome:
     code: str = ""
     detail: str = ""
     retry_after_seconds: float | None = None
-    """How long the provider asked us to wait, with `THROTTLED`."""
+    """How long the provider asked us to wait, with `THROTTLED`. With `DEFERRED`, 0: its next try need not wait."""
     address_is_bad: bool = False
     """With `REFUSED`: nobody can be reached there, so the address is suppressed."""
     elsewhere: bool = False
@@ -52,6 +53,19 @@ class Outcome:
     """With `REFUSED`: a function of the project's own withdrew it, such as a receiver of Anymail's `pre_send`."""
     greylisted: bool = False
     """With `DEFERRED`: the server wants to see us again after some minutes."""
+    counts_as_bad: bool = False
+    """With `DEFERRED`: it may as well be the provider's fault, so that it is a bad round, too."""
+    tries: int = 0
+    """With `DEFERRED`: after so many alike tries of a message, this one included, it is `then` instead; 0: never."""
+    then: Kind = Kind.REFUSED
+    ours_after_seconds: float | None = None
+    """With `UNAVAILABLE`: a circuit that has been open for so long shows that it is misconfigured; None: never."""
+    is_local: bool = False
+    """With `UNAVAILABLE`: this host is at fault (out of sockets, say, or frozen for too long), and no provider."""
+    is_repeatable: bool = False
+    """With `UNCERTAIN`: it went with an idempotency key, so that the same provider takes it no second time."""
+    phase: str = ""
+    """At which step of the dialogue the provider answered: "rcpt", "await", "http"; empty where it did not."""
     provider_message_id: str = ""
     sha256: bytes = b""
     """Of the bytes that went out, where the backend knows them."""
@@ -61,11 +75,13 @@ class Outcome:
     def __post_init__(self) -> None:
         object.__setattr__(self, "code", one_line(self.code, length=CODE_LENGTH))
         object.__setattr__(self, "detail", one_line(self.detail, length=DETAIL_LENGTH))
+        object.__setattr__(self, "provider_message_id", one_line(self.provider_message_id, length=ID_LENGTH))
 
     @property
     def is_bad_round(self) -> bool:
         """Whether it counts against the provider's circuit."""
-        return self.kind in {Kind.UNAVAILABLE, Kind.MISCONFIGURED, Kind.UNCERTAIN}
+        is_bad = self.kind in {Kind.UNAVAILABLE, Kind.MISCONFIGURED, Kind.UNCERTAIN} or self.counts_as_bad
+        return is_bad and not self.is_local
 
     @property
     def is_good_round(self) -> bool:

@@ -32,7 +32,14 @@ def database(settings: dict[str, Any], base_dir: Path) -> dict[str, Any]:
         }
     elif "postgresql" in settings["ENGINE"]:
         settings |= {"CONN_MAX_AGE": settings.get("CONN_MAX_AGE", 60), "CONN_HEALTH_CHECKS": True}
-        options = {"connect_timeout": TIMEOUT_SECONDS}
+        options = {
+            "connect_timeout": TIMEOUT_SECONDS,
+            # A server that a broken network hides says nothing, not even that it is gone: find out within a minute.
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 60_000,  # milliseconds
+        }
     elif "mysql" in settings["ENGINE"]:
         settings |= {"CONN_MAX_AGE": settings.get("CONN_MAX_AGE", 60), "CONN_HEALTH_CHECKS": True}
         settings["TEST"] = {"CHARSET": "utf8mb4"}

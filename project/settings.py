@@ -123,6 +123,15 @@ if django.VERSION < (6, 1):
 _order = env.list("MAIL_PROVIDERS", default=list(_providers))
 MAILENGINE: dict[str, Any] = {"PROVIDERS": {alias: {} for alias in _order}}
 
+# Where ESPs report what became of the mail: /anymail/<esp>/tracking/, which exists once there is a secret.
+_secrets = [secret for secret in env.list("WEBHOOK_SECRET", default=[]) if secret]
+for _secret in _secrets:
+    if not all(_secret.partition(":")):
+        raise ImproperlyConfigured("WEBHOOK_SECRET must be user:password, or several of them separated by commas.")
+_keys = ["MAILGUN_WEBHOOK_SIGNING_KEY", "SENDGRID_TRACKING_WEBHOOK_VERIFICATION_KEY", "RESEND_SIGNING_SECRET"]
+ANYMAIL: dict[str, Any] = {name: env(name) for name in _keys if env(name, default="")}
+ANYMAIL["WEBHOOK_SECRET"] = _secrets
+
 
 # Cron: `manage.py crontab add` writes these lines, and is to be repeated whenever they change.
 

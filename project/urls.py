@@ -1,7 +1,8 @@
-"""The project's pages: the admin, and Django's own log-in and password reset."""
+"""The project's pages: the admin, Django's own log-in and password reset, and the ESPs' way in."""
 
 from __future__ import annotations
 
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth.views import PasswordResetView
 from django.urls import include, path
@@ -14,3 +15,6 @@ urlpatterns = [
     path("admin/password_reset/", PasswordResetView.as_view(), name="admin_password_reset"),
     path("admin/", admin.site.urls),
 ]
+
+if settings.ANYMAIL["WEBHOOK_SECRET"]:  # never an open door: anybody could call our mail sent
+    urlpatterns.append(path("anymail/", include("anymail.urls")))

@@ -17,14 +17,14 @@ from django.db import connection
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def database_url() -> str:
-    """The test database, as another process reaches it."""
+def database_url(*, port: int | None = None) -> str:
+    """The test database, as another process reaches it; `port` is that of a proxy in front of it."""
     now = connection.settings_dict
     if connection.vendor == "sqlite":
         return f"sqlite:///{now['NAME']}"
     scheme = {"postgresql": "postgres", "mysql": "mysql"}[connection.vendor]
     secret = f":{quote(now['PASSWORD'])}" if now["PASSWORD"] else ""
-    return f"{scheme}://{now['USER']}{secret}@{now['HOST']}:{now['PORT']}/{now['NAME']}"
+    return f"{scheme}://{now['USER']}{secret}@{now['HOST']}:{port or now['PORT']}/{now['NAME']}"
 
 
 def environment(mailengine: Mapping[str, Any] | None = None) -> dict[str, str]:
@@ -34,11 +34,16 @@ def environment(mailengine: Mapping[str, Any] | None = None) -> dict[str, str]:
         "DATABASE_URL": database_url(),
         "DJANGO_SETTINGS_MODULE": "tests.worker_settings",
         "SECRET_KEY": "test",
-        "TEST_MAILERS": json.dumps(settings.MAILERS),
-        "TEST_MAILENGINE": json.dumps(dict(mailengine or settings.MAILENGINE)),
+        "TEST_MAILERS": as_json(settings.MAILERS),
+        "TEST_MAILENGINE": as_json(dict(mailengine or settings.MAILENGINE)),
         "PYTHONWARNINGS": "",
         "PYTHONPATH": str(ROOT),
     }
+
+
+def as_json(values: Mapping[str, Any]) -> str:
+    """Settings for another process; what JSON has no word for, a path say, goes as text."""
+    return json.dumps(values, default=str)
 
 
 def start(*arguments: str, before: str = "", **options: Any) -> subprocess.Popen[str]:
@@ -48,7 +53,7 @@ def start(*arguments: str, before: str = "", **options: Any) -> subprocess.Popen
     if before:
         command = [sys.executable, "-c", f"{code}call_command(*{list(arguments)!r})"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment(), **{**pipes, **options})
+    return subprocess.Popen(command, cwd=ROOT, **{"env": environment(), **pipes, **options})
 
 
 def run(*arguments: str, before: str = "", timeout: float = 60) -> subprocess.CompletedProcess[str]:

@@ -68,7 +68,7 @@ class EmailBackend(BaseEmailBackend):
 
         terms = {**self.terms, **getattr(email, "mailengine", {})}
         headers = dict(email.extra_headers)
-        for name in [name for name in headers if name.lower() == PRIORITY_HEADER]:
+        for name in [name for name in headers if str(name).lower() == PRIORITY_HEADER]:
             terms["priority"] = headers.pop(name)
         original, email.extra_headers = email.extra_headers, headers
         try:

@@ -6,13 +6,15 @@ import hashlib
 import re
 import smtplib
 import socket
+import ssl
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from email import encoders
 from email.policy import SMTP as SMTP_POLICY
 from email.utils import parseaddr
 from enum import Enum
-from typing import Any
+from typing import Any, BinaryIO
 
 import django
 from django.core.exceptions import ImproperlyConfigured
@@ -22,16 +24,21 @@ from django.utils.module_loading import import_string
 
 from ..compat import mailer_aliases, mailer_backend_path, mailer_options
 from ..conf import get_settings
+from ..deadline import Deadline, check, connect, current, guard
 
 DEFAULT_ALIAS = "default"
 DEFAULT_TIMEOUT_SECONDS = 60.0
 GOODBYE_SECONDS = 2.0
-"""How long we wait for an answer that changes nothing any more: to QUIT, or after a connection broke in the body."""
+"""How long we wait for an answer that changes nothing any more: to QUIT, to RSET after a refusal, or after a connection
+broke in the body."""
 
 MODERN_MAIL = django.VERSION >= (6, 0)
 """Whether Django builds mail with Python's modern email API, and checks envelope addresses itself."""
 
 _SEVEN_BIT = SMTP_POLICY.clone(cte_type="7bit")
+_NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or the final dot waits for the ACK of what went before it
+_CUT_OFF = (smtplib.SMTPServerDisconnected, ConnectionError, TimeoutError, ssl.SSLError)
+"""What comes of a socket that was shut down; and of others, but then the time isn't over."""
 _LEADING_DOT = re.compile(rb"^\.", re.MULTILINE)
 
 
@@ -66,7 +73,9 @@ class SMTPBackend(DjangoSMTPBackend):
     - An error that leaves `open()` or `send_messages()` carries the phase of the dialogue: see `phase_of()`.
     - Each email handed over gets `mailengine_sha256`, the digest of the very bytes, and `mailengine_refusals`, which
       maps the addresses that the server would not have to its reply (code, text) while it took the others.
-    - No wait on the socket is longer than the option `timeout` (60 s) and `SEND_DEADLINE_SECONDS`.
+    - Each email, connecting included, has `SEND_DEADLINE_SECONDS`, or until the `deadline.current()` if that is sooner;
+      then it ends in a TimeoutError, whatever the server does. One wait for the server is no longer than the option
+      `timeout` (60 s).
 
     Mail is rendered, 7-bit clean for any server, before the connection is made: ValueError (for a non-ASCII
     local part too) means that no byte left this host.
@@ -85,6 +94,15 @@ class SMTPBackend(DjangoSMTPBackend):
     def connection_class(self) -> type[smtplib.SMTP]:
         return _TLSDialogue if self.use_ssl else _Dialogue
 
+    def open(self) -> bool | None:
+        """As Django's; a connection that broke is replaced, and is the caller's to close if it was before."""
+        is_broken = self.connection is not None and self.connection.sock is None
+        if is_broken:
+            self.connection = None
+        with _send_deadline():
+            opened = super().open()
+        return False if opened and is_broken else opened
+
     def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
         """Send each in turn and return how many the server took; the first error ends it."""
         sent_count = 0
@@ -92,19 +110,23 @@ class SMTPBackend(DjangoSMTPBackend):
         with self._lock:
             try:
                 for email in email_messages:
-                    recipients = self._envelope_recipients(email)
-                    if not recipients:
-                        continue
-                    sender = self._envelope_address(email.from_email)
-                    content = render(email)
-                    opened = self.open()
-                    if opened is None or not self.connection:
-                        break  # fail_silently, and no connection was to be had
-                    opened_here = opened_here or opened
-                    sent_count += self._send_content(email, sender, recipients, content)
+                    with _marking_errors(Phase.CONNECT):
+                        recipients = self._envelope_recipients(email)
+                        if not recipients:
+                            continue
+                        sender = self._envelope_address(email.from_email)
+                        content = render(email)
+                    with _send_deadline() as deadline:
+                        opened = self.open()
+                        if opened is None or not self.connection:
+                            break  # fail_silently, and no connection was to be had
+                        opened_here = opened_here or opened
+                        sent_count += self._send_content(email, sender, recipients, content)
+                        if deadline.has_passed:
+                            self.connection.close()  # it may have been shut down after the server's yes
             finally:
-                if opened_here:
-                    self.close()
+                if opened_here or self.connection is None:
+                    self.close()  # what failed to open as well
         return sent_count
 
     def _send_content(self, email: EmailMessage, sender: str, recipients: dict[str, str], content: bytes) -> bool:
@@ -114,7 +136,7 @@ class SMTPBackend(DjangoSMTPBackend):
             refused = self.connection.sendmail(  # type: ignore[union-attr]  # open() has been called
                 sender, list(recipients), content
             )
-        except smtplib.SMTPException:
+        except (smtplib.SMTPException, TimeoutError):
             if not self.fail_silently:
                 raise
             return False
@@ -143,12 +165,19 @@ class SMTPBackend(DjangoSMTPBackend):
 
     def _close_connection(self, connection: smtplib.SMTP) -> None:
         """Hang up, politely if that is quick. Whatever the server makes of it, mail it took stays taken."""
-        with suppress(OSError):  # smtplib's and ssl's errors are among these
-            if connection.sock is not None:
-                connection.sock.settimeout(GOODBYE_SECONDS)
+        with suppress(OSError), _goodbye(connection.sock):  # smtplib's and ssl's errors are among these
             connection.quit()
         with suppress(OSError):
             connection.close()
+
+
+@contextmanager
+def _marking_errors(phase: Phase) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        set_phase(error, phase)
+        raise
 
 
 def render(email: EmailMessage) -> bytes:
@@ -168,6 +197,19 @@ def render(email: EmailMessage) -> bytes:
     return content if content.endswith(b"\r\n") else content + b"\r\n"
 
 
+def _send_deadline() -> Deadline:
+    return Deadline(time.monotonic() + get_settings().send_deadline_seconds)
+
+
+@contextmanager
+def _goodbye(sock: socket.socket | None) -> Iterator[None]:
+    """Little time for what changes nothing any more, and none at all once the time of the mail is over."""
+    with Deadline(time.monotonic() + GOODBYE_SECONDS) as deadline:
+        if sock is not None:
+            deadline.guard(sock)
+        yield
+
+
 class _Dialogue(smtplib.SMTP):
     """smtplib's client, which knows how far it got, and marks its errors with that."""
 
@@ -177,9 +219,14 @@ class _Dialogue(smtplib.SMTP):
         with self._marking_errors():
             super().__init__(*args, **kwargs)
 
+    def _get_socket(self, host: str, port: int, timeout: float | None) -> socket.socket:
+        return connect(host, port, timeout=timeout, source_address=self.source_address, options=[_NO_DELAY])
+
     def getreply(self) -> tuple[int, bytes]:
         if self.phase is Phase.CONNECT:
             self.phase = Phase.GREETING  # connected: the first thing to read is the greeting
+        if self.file is None and self.sock is not None:
+            self.file = _WholeLines(self.sock.makefile("rb"))
         return super().getreply()
 
     def ehlo(self, name: str = "") -> tuple[int, bytes]:
@@ -205,21 +252,33 @@ class _Dialogue(smtplib.SMTP):
     def sendmail(self, *args: Any, **kwargs: Any) -> dict[str, tuple[int, bytes]]:
         self.phase = Phase.MAIL  # no longer the DONE of the mail before
         with self._marking_errors():
+            if self.sock is not None:
+                guard(self.sock)
             return super().sendmail(*args, **kwargs)
 
     def mail(self, sender: str, options: Sequence[str] = ()) -> tuple[int, bytes]:
         self.phase = Phase.MAIL
-        return super().mail(sender, options)
+        check()
+        code, reply = super().mail(sender, options)
+        return _any_yes(code), reply
 
     def rcpt(self, recip: str, options: Sequence[str] = ()) -> tuple[int, bytes]:
         self.phase = Phase.RCPT
-        return super().rcpt(recip, options)
+        code, reply = super().rcpt(recip, options)
+        return _any_yes(code), reply
 
     def data(self, msg: Any) -> tuple[int, bytes]:
         """Hand over the content, and give back the server's final reply; any 2xx counts as 250."""
         self.phase = Phase.DATA
         code, reply = self.docmd("data")
+        if 200 <= code <= 299:
+            self.close()
+            raise smtplib.SMTPServerDisconnected(f"Out of step: it said {code} to DATA")  # and has got nothing
         if code != 354:
+            if 400 <= code <= 599 and code != 421:
+                self._rset()  # its transaction may still be open, and the next MAIL would be out of order
+            else:
+                self.close()
             raise smtplib.SMTPDataError(code, reply)
         self.phase = Phase.BODY
         self._send_body(msg if msg.endswith(b"\r\n") else msg + b"\r\n")
@@ -227,15 +286,16 @@ class _Dialogue(smtplib.SMTP):
         code, reply = self.getreply()
         if 200 <= code <= 299:
             self.phase = Phase.DONE
-            code = 250  # smtplib would take a 251 for a refusal
-        return code, reply
+        return _any_yes(code), reply
 
     def _send_body(self, body: bytes) -> None:
         sock = self.sock
         if sock is None:
             raise smtplib.SMTPServerDisconnected("Not connected any more")
         try:
-            sock.sendall(_LEADING_DOT.sub(b"..", body) + b".\r\n")
+            sock.sendall(_LEADING_DOT.sub(b"..", body))
+            check()  # this process may have been frozen, and somebody else have sent the mail by now
+            sock.sendall(b".\r\n")
         except OSError as error:
             reply = self._premature_reply(sock)
             self.close()
@@ -255,7 +315,8 @@ class _Dialogue(smtplib.SMTP):
     def _rset(self) -> None:
         """Clean up after a refusal. The refusal has been read: trouble now must not hide it."""
         try:
-            self.rset()
+            with _goodbye(self.sock):
+                self.rset()
         except OSError:
             self.close()
 
@@ -265,11 +326,43 @@ class _Dialogue(smtplib.SMTP):
             yield
         except Exception as error:
             set_phase(error, self.phase)
-            raise
+            deadline = current()
+            if deadline is None or not deadline.has_passed or not _is_cut_off(error):
+                raise
+            self.close()
+            late = TimeoutError(f"{deadline}; it got as far as: {self.phase.value}")
+            set_phase(late, self.phase)
+            raise late from None  # what broke the connection was the end of its time
+
+
+class _WholeLines:
+    """A file of replies, of which smtplib reads lines; it would take half a line for an answer: `25`, or `550 5.`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readline(self, size: int) -> bytes:
+        line = self._file.readline(size)
+        return line if line.endswith(b"\n") or len(line) == size else b""  # the connection broke
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class _TLSDialogue(_Dialogue, smtplib.SMTP_SSL):
     """The same over TLS from the first byte."""
+
+    def _get_socket(self, host: str, port: int, timeout: float | None) -> socket.socket:
+        return self.context.wrap_socket(super()._get_socket(host, port, timeout), server_hostname=host)
+
+
+def _is_cut_off(error: Exception) -> bool:
+    return isinstance(error, _CUT_OFF) and not isinstance(error, ssl.SSLCertVerificationError)
+
+
+def _any_yes(code: int) -> int:
+    """Any 2xx as 250: smtplib would take others for a refusal."""
+    return 250 if 200 <= code <= 299 else code
 
 
 def _options_as_on_6_1(backend_class: type[SMTPBackend], options: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""Put an address on the suppression list."""
+"""Put addresses on the suppression list, and take them off it."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from ..models import Suppression
 from ..models.suppressions import EVERY_STREAM
@@ -12,3 +14,9 @@ def suppress(address: str, *, reason: Suppression.Reason, stream: str = EVERY_ST
         address=address, stream=stream, defaults={"reason": reason, "detail": detail}
     )
     return row
+
+
+def lift(addresses: Collection[str], *, reason: Suppression.Reason, stream: str = EVERY_STREAM) -> int:
+    """Let mail go to these normalised addresses again that was stopped for this reason; how many there were."""
+    count, _by_model = Suppression.objects.filter(address__in=addresses, reason=reason, stream=stream).delete()
+    return count

@@ -13,6 +13,13 @@ from typing import Any
 
 from django.core.checks import CheckMessage, run_checks
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import Error as DatabaseFault
+from django.db import connections, router
+
+from ..errors import DatabaseLost
+from ..models import Message
+from ..pipeline.outage import one_line_of, passes
+from ..pipeline.processes import SIGNALS, StopFlag
 
 USAGE = 2
 BLOCKED = 3
@@ -34,23 +41,45 @@ class MailCommand(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--json", action="store_true", help="print one JSON object on one line, in any case")
 
+    is_whole_process = False
+    """Started from the command line: nothing comes after it."""
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        self.is_whole_process = True
+        super().run_from_argv(argv)
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        """A database that is down is an operator's business: one line that says what was tried, and the mend."""
+        using = router.db_for_write(Message)
+        try:
+            connections[using].ensure_connection()
+            return super().execute(*args, **options)
+        except DatabaseLost as error:
+            raise CommandError(str(error)) from error
+        except DatabaseFault as error:
+            if not passes(error) or connections[using].in_atomic_block:
+                raise
+            raise CommandError(database_trouble(error)) from error
+
     def check(self, *args: Any, **options: Any) -> None:
         """Refuse to run with wrong settings. Mere warnings are left to `manage.py check`: cron would mail them."""
         if problems := failed_checks():
             raise CommandError("\n".join(in_words(problem) for problem in problems), returncode=USAGE)
 
     @contextmanager
-    def stopping(self, stop: threading.Event) -> Iterator[None]:
+    def stopping(self, stop: StopFlag) -> Iterator[None]:
         """Let SIGTERM and SIGINT set `stop`, so that what is under way ends first; in the main thread only."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, lambda *_: stop.set()) for number in SIGNALS}
         try:
             yield
         finally:
+            # In a process of its own a second signal, come late, is not to kill what the first one let end well.
+            is_ending = self.is_whole_process and stop.is_set()
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if is_ending else handler)
 
     def say(
         self, command: str, did: str, *, as_json: Mapping[str, Any], options: Mapping[str, Any], is_empty: bool
@@ -110,6 +139,20 @@ def failed_checks() -> list[CheckMessage]:
     """The errors that mailengine's system checks find, and nobody silenced; none of these commands runs with one."""
     found = run_checks(tags=["mailengine"])
     return [message for message in found if message.is_serious() and not message.is_silenced()]
+
+
+def database_trouble(error: DatabaseFault) -> str:
+    """What is wrong with the database, in one line: where it was looked for, what it said, the mend."""
+    text, alias = one_line_of(error), router.db_for_write(Message)
+    if "mailengine_" in text:
+        return f"tables are missing, run manage.py migrate: {text}"
+    place = connections[alias].settings_dict
+    address = f"{place['HOST']}:{place['PORT']}".strip(":")
+    where = f"{place['NAME']}{f' at {address}' if address else ''}"
+    return (
+        f"the database does not answer: {connections[alias].vendor} {where}: {text}. "
+        f"Nothing was lost; start it, or mend DATABASES[{alias!r}]."
+    )
 
 
 def in_words(problem: CheckMessage) -> str:

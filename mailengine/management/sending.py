@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from threading import Event
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
+from django.db import Error as DatabaseFault
 
 from ..conf import get_settings
-from ..errors import MailengineError, UnknownStream
+from ..errors import UnknownStream
 from ..pipeline.dispatch import Dispatcher
-from ..pipeline.processes import dispatch_in_processes
+from ..pipeline.outage import passes
+from ..pipeline.processes import StopFlag, dispatch_in_processes
 from ..pipeline.report import Report
 from ..reporting.status import Waiting, has_work, waiting_mail
 from .base import BLOCKED, USAGE, SliceCommand, at_least_one, duration
@@ -45,7 +46,7 @@ class SendingCommand(SliceCommand):
             self._dry_run(streams, options)
             return
         report = self._run(streams, options)
-        waiting = waiting_mail(deferred=self.deferred, streams=streams) if not report.is_empty else Waiting()
+        waiting = Waiting() if report.is_empty else self._still_waiting(streams)
         self.say(
             self.name,
             summary(report, waiting),
@@ -53,24 +54,32 @@ class SendingCommand(SliceCommand):
             options=options,
             is_empty=report.is_empty,
         )
+        if report.failed:
+            raise CommandError(f"{'; '.join(report.failed)}. What they held is rescued by a later run.")
         if report.is_blocked:
             sys.exit(BLOCKED)
 
     def _run(self, streams: list[str] | None, options: dict[str, Any]) -> Report:
-        stop = Event()
+        stop = StopFlag()
         bounds: dict[str, Any] = {name: options[name] for name in ("max_time", "limit")}
         bounds |= {"deferred": self.deferred, "streams": streams}
         with self.stopping(stop):
             if options["workers"] > 1:
                 if not has_work(deferred=self.deferred, streams=streams):
                     return Report(self.name)  # nothing that would be worth the start of a process
-                try:
-                    return dispatch_in_processes(self.name, count=options["workers"], stop=stop, **bounds)
-                except MailengineError as error:
-                    raise CommandError(str(error)) from error
+                return dispatch_in_processes(self.name, count=options["workers"], stop=stop, **bounds)
             with self.progress_bar(lambda: self._due(streams), verbosity=options["verbosity"]) as draw:
                 on_progress = None if draw is None else lambda report: draw(report.outcomes.total())
                 return Dispatcher(self.name, stop=stop, on_progress=on_progress, **bounds).run()
+
+    def _still_waiting(self, streams: list[str] | None) -> Waiting:
+        """What is left to do; nothing, where the database does not say. The run itself is over and recorded."""
+        try:
+            return waiting_mail(deferred=self.deferred, streams=streams)
+        except DatabaseFault as error:
+            if not passes(error):
+                raise
+            return Waiting()
 
     def _dry_run(self, streams: list[str] | None, options: dict[str, Any]) -> None:
         due = self._due(streams)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -26,6 +26,20 @@ class Record:
     accepted: bool = False
 
 
+@dataclass(frozen=True)
+class Series:
+    """The handovers of a message to one provider since the first of which it may have arrived there.
+
+    None of them was accepted or refused; with an idempotency key they all count as one.
+    """
+
+    number: int
+    """Of the first attempt of it."""
+    begun_at: datetime
+    ended_at: datetime
+    """When the latest that may have arrived ended."""
+
+
 class AttemptQuerySet(models.QuerySet["Attempt"]):
     def records(self, message_ids: Iterable[UUID]) -> dict[UUID, Record]:
         """What the ledger says of each of these messages; those it does not know are left out."""
@@ -37,6 +51,27 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
         )
         return {row["message_id"]: Record(row["last"], row["accepted"] > 0) for row in rows}
 
+    def series(self, message_ids: Iterable[UUID]) -> dict[tuple[UUID, str], Series]:
+        """By (message, provider): what is still open there; most have none."""
+        found: dict[tuple[UUID, str], Series] = {}
+        rows = self.filter(message_id__in=list(message_ids)).exclude(ended_at=None).order_by("message_id", "number")
+        for row in rows:
+            key, ended_at = (row.message_id, row.provider), row.ended_at or row.begun_at
+            if row.outcome in {Kind.ACCEPTED, Kind.REFUSED, Kind.DEFERRED}:
+                found.pop(key, None)
+            elif row.outcome == Kind.UNCERTAIN:
+                first = found.get(key)
+                found[key] = replace(first, ended_at=ended_at) if first else Series(row.number, row.begun_at, ended_at)
+        return found
+
+    def deferrals(self, message_ids: Iterable[UUID]) -> dict[UUID, list[Attempt]]:
+        """The attempts of these messages that ended deferred: number, provider and code of each."""
+        found: dict[UUID, list[Attempt]] = {}
+        rows = self.filter(message_id__in=list(message_ids), outcome=Kind.DEFERRED)
+        for row in rows.only("message_id", "number", "provider", "code"):
+            found.setdefault(row.message_id, []).append(row)
+        return found
+
     def begin(self, numbers: Mapping[UUID, tuple[int, str]], *, worker: Worker, now: datetime | None = None) -> None:
         """Enter that these messages are about to be handed over: id → (number of the attempt, provider)."""
         rows = [
@@ -46,10 +81,23 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
         Attempt.objects.bulk_create(rows)
 
     def end_many(self, ended: Iterable[tuple[UUID, int, Outcome]], *, now: datetime) -> None:
-        """Enter what came of these: (message, number of the attempt, outcome) each; see `end()`."""
+        """Enter what came of these: (message, number of the attempt, outcome) each; see `end()`.
+
+        What a provider has said that it has, see `prove()`, stays accepted, whatever its connection came to.
+        """
+        ended = list(ended)
+        doubtful = [pk for pk, _number, o in ended if o.kind is not Kind.ACCEPTED]
+        proven: set[tuple[UUID, int]] = set()
+        if doubtful:
+            accepted = self.filter(message_id__in=doubtful, outcome=Kind.ACCEPTED)
+            proven.update(accepted.values_list("message_id", "number"))
         update_rows(
             Attempt,
-            ((now, str(o.kind), o.code, o.detail, o.sha256 or None, pk, number) for pk, number, o in ended),
+            (
+                (now, str(o.kind), o.code, o.detail, o.sha256 or None, pk, number)
+                for pk, number, o in ended
+                if o.kind is Kind.ACCEPTED or (pk, number) not in proven
+            ),
             columns=["ended_at", "outcome", "code", "detail", "sha256"],
             keys=["message", "number"],
             using=self.db,
@@ -64,6 +112,26 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
             detail=outcome.detail,
             sha256=outcome.sha256 or None,
         )
+
+    def prove(self, message_id: UUID, outcome: Outcome, *, at: Collection[str]) -> str | None:
+        """Enter that one of the providers `at` has this message, as it said by another way; which one, or None.
+
+        That goes to the first attempt there that may have arrived. None: there is none, or one of them was accepted
+        already, and this may be said of that one. Any other handover under way is uncertain until its own result
+        comes. To be called in a transaction that has locked the message.
+        """
+        attempts = list(self.filter(message_id=message_id).order_by("number"))
+        there = [attempt for attempt in attempts if attempt.provider in at]
+        doubtful = [attempt for attempt in there if attempt.outcome in ("", Kind.UNCERTAIN)]
+        if not doubtful or any(attempt.outcome == Kind.ACCEPTED for attempt in there):
+            return None
+        proven, *_ = doubtful
+        self.end(message_id, proven.number, outcome)
+        for attempt in attempts:
+            if attempt.ended_at is None and attempt != proven:
+                detail = f"attempt {proven.number} was proven to have arrived while this one was under way"
+                self.end(message_id, attempt.number, Outcome(Kind.UNCERTAIN, code=outcome.code, detail=detail))
+        return proven.provider
 
     def open(self) -> AttemptQuerySet:
         return self.filter(ended_at=None)

@@ -102,7 +102,7 @@ class Attachment(models.Model):
             with attachment_storage().open(str(self.file.name), "rb") as file:
                 data: bytes = file.read()
                 return data
-        except OSError:
+        except (OSError, MemoryError):
             raise
         except Exception as error:  # a storage is anybody's code; those of the clouds have errors of their own
             raise OSError(f"{type(error).__name__}: {error}") from error

@@ -34,6 +34,10 @@ class JobQuerySet(models.QuerySet["MessageJob"]):
             status=MessageJob.Status.DONE, finished_at=db_now()
         )
 
+    def reopen(self) -> int:
+        """Let jobs that were done go on, since messages of theirs were put back; how many there were."""
+        return self.filter(status=MessageJob.Status.DONE).update(status=MessageJob.Status.SENDING, finished_at=None)
+
     def cancel(self) -> int:
         """Withdraw jobs; their unsent messages follow. How many could still be cancelled."""
         return self.filter(status__in=MessageJob.UNFINISHED).update(

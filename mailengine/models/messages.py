@@ -7,16 +7,16 @@ who lost the lease changes nothing. The states and who may move a message where 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.core.serializers.json import DjangoJSONEncoder
-from django.db import models, transaction
+from django.db import connections, models, router, transaction
 from django.db.models import Exists, F, OuterRef, Q
-from django.db.models.functions import Coalesce
+from django.db.models.functions import Coalesce, Greatest
 from django.utils.translation import gettext_lazy as _
 
 from ..clock import db_now
@@ -37,6 +37,7 @@ POISON_CLAIMS = 3
 """The same, from which on it is set aside."""
 REASON_LENGTH = 500
 RESCUE_BATCH = 500
+EXPIRY_BATCH = 1_000
 
 
 class Priority(models.IntegerChoices):
@@ -88,7 +89,11 @@ class Verdict:
     keeps_due_time: bool = False
     """It goes back as it was, due when it was."""
     spends_attempt: bool = False
+    is_strike: bool = False
+    """Its claim stays counted, as that of a worker that died of it."""
     is_uncertain_handover: bool = False
+    is_asked_again: bool = False
+    """An uncertain handover that is repeated with its idempotency key: however often, it counts as one."""
 
 
 class MessageQuerySet(models.QuerySet["Message"]):
@@ -140,17 +145,16 @@ class MessageQuerySet(models.QuerySet["Message"]):
 
     # Claim, begin, settle
 
-    def claim(self, lease: Lease, *, status: Status, seconds: float, limit: int) -> list[Message]:
-        """Take up to `limit` due messages of this queryset for `lease`, which ends after so many seconds.
+    def claim(self, lease: Lease, *, statuses: Sequence[Status], seconds: float, limit: int) -> list[Message]:
+        """Take up to `limit` due messages in these states for `lease`, which ends after so many seconds.
 
         By priority, then due time, then age. Messages that another worker is taking at this moment are passed over,
         not waited for. To be called in a transaction that is committed before anything is sent.
         """
-        due = self.filter(status=status).due().order_by("priority", "available_at", "id")
-        rows = list(due.select_for_update(skip_locked=True)[:limit])
+        rows = self._next_due(statuses, limit)
         if rows:
-            Message.objects.filter(pk__in=[row.pk for row in rows], status=status).update(
-                claimed_from=status,  # before status: MariaDB assigns from left to right
+            Message.objects.filter(pk__in=[row.pk for row in rows], status__in=statuses).update(
+                claimed_from=F("status"),  # before status: MariaDB assigns from left to right
                 status=Status.SENDING,
                 lease=lease.id,
                 leased_until=db_now(seconds),
@@ -158,9 +162,18 @@ class MessageQuerySet(models.QuerySet["Message"]):
                 claim_count=F("claim_count") + 1,
             )
         for row in rows:
-            row.claimed_from, row.status, row.lease, row.worker = status, Status.SENDING, lease.id, lease.worker
+            row.claimed_from, row.status, row.lease, row.worker = row.status, Status.SENDING, lease.id, lease.worker
             row.claim_count += 1
         return rows
+
+    def _next_due(self, statuses: Sequence[Status], limit: int) -> list[Message]:
+        """The first due messages in these states, locked."""
+        due = self.due().order_by("priority", "available_at", "id").select_for_update(skip_locked=True)
+        if connections[self.db].vendor == "postgresql":
+            return list(due.filter(status__in=statuses)[:limit])
+        # Their indexes begin with the status, see OpenIndex: in the order of the index only one can be read at a time.
+        rows = [row for status in statuses for row in due.filter(status=status)[:limit]]
+        return sorted(rows, key=lambda row: (row.priority, row.available_at, row.pk))[:limit]
 
     def held(self, ids: Collection[UUID]) -> dict[UUID, Message]:
         """These messages, locked; `row.now` is the instant they were read at, `row.lease` says whose they are now.
@@ -231,14 +244,24 @@ class MessageQuerySet(models.QuerySet["Message"]):
         )
         return self._apply(ours, message, verdict, outcome) > 0
 
+    def settle_proven(self, message: Message, outcome: Outcome) -> bool:
+        """Record that `message.provider` has this message, as it said by another way; False when it was done with.
+
+        Whoever holds it finds at its Begin or End that it isn't theirs any more. To be called in a transaction that
+        has locked it.
+        """
+        ours = Message.objects.filter(pk=message.pk, status__in=Message.OPEN_STATUSES)
+        return self._apply(ours, message, Verdict(Status.SENT, f"proven: {outcome}"), outcome) > 0
+
     def _apply(self, ours: MessageQuerySet, message: Message, verdict: Verdict, outcome: Outcome | None) -> int:
         values: dict[str, Any] = {
             "status": verdict.status,
             "reason": one_line(verdict.reason, length=REASON_LENGTH),
             "lease": None,
             "leased_until": None,
-            "claim_count": 0,
         }
+        if not verdict.is_strike:
+            values["claim_count"] = 0
         if not verdict.keeps_due_time:
             values["available_at"] = verdict.available_at
         if verdict.spends_attempt:
@@ -246,6 +269,8 @@ class MessageQuerySet(models.QuerySet["Message"]):
             values["deferred_since"] = Coalesce("deferred_since", db_now())
         if verdict.is_uncertain_handover:
             values["uncertain_count"] = F("uncertain_count") + 1
+        if verdict.is_asked_again:
+            values["uncertain_count"] = Greatest("uncertain_count", 1)
         if outcome is not None:
             values["provider"] = message.provider
             values["other_recipients"] = message.other_recipients
@@ -271,18 +296,31 @@ class MessageQuerySet(models.QuerySet["Message"]):
             status=F("claimed_from"), lease=None, leased_until=None, worker=None, claim_count=F("claim_count") - 1
         )
 
-    def rescue(self, *, window: Callable[[Message], float | None], limit: int = RESCUE_BATCH) -> int:
+    def rescue(self, *, window: Callable[[Message], float | None], batch: int = RESCUE_BATCH) -> int:
         """Take back messages whose lease is over, since their worker was lost; how many there were.
 
         Without an open attempt a message goes back to what it was, at no cost, or is set aside when it was claimed
         for the third time. With one it may have gone: it becomes uncertain, for `window(message)` seconds or, when
-        that is None, until a person decides. To be called in a transaction.
+        that is None, until a person decides. Each batch has a short transaction of its own.
         """
+        return self._in_batches(lambda: self._rescue(window, batch), batch)
+
+    def _in_batches(self, work: Callable[[], int], batch: int) -> int:
+        """Do this work, each time in a transaction, until it finds fewer than `batch`; how many it found in all."""
+        total = 0
+        while True:
+            with transaction.atomic(using=router.db_for_write(Message)):
+                count = work()
+            total += count
+            if count < batch:
+                return total
+
+    def _rescue(self, window: Callable[[Message], float | None], batch: int) -> int:
         from .attempts import Attempt
 
         # In the order of the index: by id, a planner may prefer to walk through all the rows there ever were.
         lost = self.overdue_leases().order_by("leased_until").prefetch_related("worker")
-        rows = list(lost.select_for_update(skip_locked=True)[:limit])
+        rows = list(lost.select_for_update(skip_locked=True)[:batch])
         begun = {a.message_id: a for a in Attempt.objects.open().filter(message_id__in=[row.pk for row in rows])}
         for row in rows:
             attempt = begun.get(row.pk)
@@ -305,7 +343,6 @@ class MessageQuerySet(models.QuerySet["Message"]):
                 "available_at": None if seconds is None else db_now(seconds),
                 "uncertain_count": F("uncertain_count") + 1,
                 "provider": attempt.provider,
-                "claim_count": 0,
             }
         if row.claim_count >= POISON_CLAIMS:
             reason = f"poison: worker died {row.claim_count} times, last {row.worker_name}"
@@ -314,13 +351,17 @@ class MessageQuerySet(models.QuerySet["Message"]):
             return {"status": status, "reason": reason, "available_at": None, "claim_count": 0}
         return {"status": F("claimed_from"), "reason": f"its worker {row.worker_name} was lost before the handover"}
 
-    def expire(self, *, limit: int = 1_000) -> int:
+    def expire(self, *, batch: int = EXPIRY_BATCH) -> int:
         """Close messages whose `expires_at` passed unsent; how many there were.
 
-        Those that may have gone, by a handover before, are kept for a person. To be called in a transaction.
+        Those that may have gone, by a handover before, are kept for a person. Each batch has a short transaction of
+        its own.
         """
+        return self._in_batches(lambda: self._expire(batch), batch)
+
+    def _expire(self, batch: int) -> int:
         rows = self.expired().select_for_update(skip_locked=True)
-        late = Message.objects.filter(pk__in=list(rows.values_list("pk", flat=True)[:limit]))
+        late = Message.objects.filter(pk__in=list(rows.values_list("pk", flat=True)[:batch]))
         kept = late.filter(uncertain_count__gt=0).update(
             status=Status.UNCERTAIN,
             reason="it expired after an uncertain handover; kept for a person to decide",
@@ -351,6 +392,16 @@ class MessageQuerySet(models.QuerySet["Message"]):
         ids = list(unsent.values_list("pk", flat=True)[:limit])
         return unsent.filter(pk__in=ids).update(**change)
 
+    def unbury(self, reason: str, *, struck: Collection[UUID]) -> int:
+        """Let what was set aside for this reason, and what was struck for it, wait for its job instead; how many.
+
+        They follow the job when it is resumed. To be called for its messages, in the transaction that pauses it.
+        """
+        aside = self.filter(status=Status.DEAD, reason=one_line(reason, length=REASON_LENGTH))
+        waiting = self.filter(status=Status.QUEUED, pk__in=struck)
+        change = {"status": Status.QUEUED, "reason": "its job is paused", "available_at": None, "claim_count": 0}
+        return aside.update(**change) + waiting.update(**change)
+
     def _wait_for_begins(self, job: MessageJob) -> None:
         """Let every Begin end that may have seen the job as it was before, and is setting a message of it aside."""
         claimed = Message.objects.filter(job=job, status=Status.SENDING).values_list("pk", flat=True)
@@ -375,6 +426,29 @@ class MessageQuerySet(models.QuerySet["Message"]):
             claim_count=0,
             deferred_since=None,
         )
+
+    def put_back(self, ids: Collection[UUID], *, provider: str) -> list[Message]:
+        """Send again, with no attempt spent, what this provider refused by a fault of ours; the rows as they were.
+
+        Only those that still are as the refusal left them, and not what was sent directly: its caller was told. To be
+        called in a transaction.
+        """
+        dead = Q(status=Status.DEAD, reason__regex=r"^(refused|attempts|lifetime): ")
+        left = self.filter(dead | Q(status=Status.DEFERRED, reason__startswith="deferred: "), provider=provider)
+        # Whom somebody else has locked is being requeued or tried again already.
+        rows = left.filter(pk__in=ids).exclude(claimed_from=Status.DEAD).select_for_update(skip_locked=True)
+        found: list[Message] = list(rows)
+        for row in found:
+            count = max(row.attempt_count - (row.status == Status.DEFERRED), 0)
+            self.filter(pk=row.pk).update(
+                status=Status.UNCERTAIN if row.uncertain_count else Status.QUEUED,
+                reason=f"put back: {provider} refused us, not this message",
+                available_at=db_now(),
+                attempt_count=count,
+                deferred_since=row.deferred_since if count else None,
+            )
+        MessageJob.objects.filter(pk__in={row.job_id for row in found if row.job_id}).reopen()
+        return found
 
     def cancel(self, reason: str = "cancelled: by a person") -> int:
         """Withdraw messages not yet handed over; how many there were. Those in flight are not touched."""
@@ -493,6 +567,12 @@ class Message(models.Model):
             return self.worker.name if self.worker else "unknown"
         except Worker.DoesNotExist:
             return "unknown"
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether this claim of it had better be made alone: workers died that held it before, one in its handover."""
+        was_in_flight = self.claimed_from == Status.UNCERTAIN and self.claim_count > 1
+        return was_in_flight or self.claim_count > SUSPECT_CLAIMS
 
     def withdraw(self) -> bool:
         """Cancel this message if it has not been handed over; whether that was so."""

@@ -36,6 +36,13 @@ class ProviderQuerySet(models.QuerySet["ProviderState"]):
         rows = self.filter(pk__in=aliases).select_for_update().annotate(now=db_now()).order_by("alias")
         return {row.alias: row for row in rows}
 
+    def told(self, alias: str, *, alerting_until: datetime, has_arrived: bool) -> None:
+        """Enter whether the admins were told, by the one who was to do so until then; if not, the next one may."""
+        ours = self.filter(pk=alias, misconfigured=True, alerting_until=alerting_until)
+        ours.update(
+            **({"alerted_at": db_now(), "alerting_until": None} if has_arrived else {"alerting_until": db_now()})
+        )
+
     def _read(self, aliases: Collection[str]) -> dict[str, ProviderState]:
         return {row.alias: row for row in self.filter(pk__in=aliases).annotate(now=db_now())}
 
@@ -57,6 +64,10 @@ class ProviderState(models.Model):
     throttle_count = models.PositiveSmallIntegerField(default=0)
     took_over_at = models.DateTimeField(_("took over"), null=True, blank=True)
     alerted_at = models.DateTimeField(_("admin told"), null=True, blank=True)
+    alerting_until = models.DateTimeField(null=True, blank=True, editable=False)
+    """Until then a process is telling the admins of this incident; later, should nobody have been told, another may."""
+    refusals = models.JSONField(default=list, blank=True, editable=False)
+    """Since it last accepted anything: see `pipeline/promotion.py`."""
     last_error = models.TextField(_("last error"), blank=True, default="")
     last_error_at = models.DateTimeField(_("last error at"), null=True, blank=True)
 

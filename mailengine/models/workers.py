@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import Any
 
-from django.db import models
+from django.db import models, router, transaction
 from django.utils.translation import gettext_lazy as _
 
 from ..clock import db_now
@@ -33,6 +34,7 @@ class Worker(models.Model):
     seen_at = models.DateTimeField(_("last seen"), db_index=True)
     stopped_at = models.DateTimeField(_("stopped"), null=True)
     handled_count = models.PositiveIntegerField(_("messages handled"), default=0)
+    turn = models.PositiveIntegerField(default=0, editable=False, help_text="The last one of its loop to be committed.")
 
     objects = WorkerQuerySet.as_manager()
 
@@ -43,7 +45,21 @@ class Worker(models.Model):
     def __str__(self) -> str:
         return self.name
 
-    def heartbeat(self, *, handled_count: int, stopping: bool = False) -> None:
-        """Say that this worker lives, and how much it has done so far."""
-        stopped = {"stopped_at": db_now()} if stopping else {}
-        Worker.objects.filter(pk=self.pk).update(seen_at=db_now(), handled_count=handled_count, **stopped)
+    def heartbeat(self, *, handled_count: int, turn: int | None = None, stopping: bool = False) -> None:
+        """Say that this worker lives, and how much it has done so far; in the commit of a turn, also which that is."""
+        values: dict[str, Any] = {"seen_at": db_now(), "handled_count": handled_count}
+        if turn is not None:
+            values["turn"] = turn
+        if stopping:
+            values["stopped_at"] = db_now()
+        Worker.objects.filter(pk=self.pk).update(**values)
+
+    def last_turn(self) -> int | None:
+        """The last turn of this worker that was committed. None: the row is gone.
+
+        Should the server still be at such a commit, this waits for it.
+        """
+        using = router.db_for_write(Worker)
+        with transaction.atomic(using=using):
+            row = Worker.objects.using(using).filter(pk=self.pk).select_for_update()
+            return row.values_list("turn", flat=True).first()

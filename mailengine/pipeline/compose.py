@@ -8,37 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from email.headerregistry import HeaderRegistry, UnstructuredHeader
 from email.message import Message as MIMEMessage
+from email.policy import default
 from email.utils import format_datetime
 from typing import Any
+from weakref import WeakValueDictionary
 
 from django.conf import settings as django_settings
 from django.core.mail import EmailMultiAlternatives
 from django.utils.dateparse import parse_date, parse_datetime
 
 from ..addresses import Address, parse_address
+from ..backends.smtp import MODERN_MAIL
 from ..compat import mime_part
-from ..errors import InvalidAddress, MailengineError
-from ..models import Content, Message
-from .draft import ANYMAIL_ATTRIBUTES
+from ..errors import InvalidAddress, InvalidMail, MailengineError
+from ..headers import WORD, header_text
+from ..ids import ID_METADATA
+from ..models import Attachment, Content, Message
+from .checked import checked_address, checked_headers, checked_text, listed
+from .extras import ANYMAIL_ATTRIBUTES, checked_extras
+from .files import File, checked_filename, checked_mimetype
 from .merge import compile_words, render_header
 
 ID_HEADER = "X-Mailengine-Id"
-ID_METADATA = "mailengine_id"
 
 
 class NoSender(MailengineError):  # noqa: N818  named as the family in errors.py is
     """DEFAULT_FROM_EMAIL is no address: mail that relies on it waits until it is mended."""
-
-
-@dataclass(frozen=True)
-class File:
-    """One attachment as it is attached."""
-
-    filename: str
-    mimetype: str
-    data: bytes
-    is_part: bool
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,7 @@ class Words:
 
     content: Content
     files: Sequence[File]
+    loaded: Sequence[Loaded] = ()
 
 
 class ComposedEmail(EmailMultiAlternatives):
@@ -55,6 +53,10 @@ class ComposedEmail(EmailMultiAlternatives):
     boundary = ""
 
     def message(self, **kwargs: Any) -> Any:
+        if MODERN_MAIL:
+            # Headers of attached parts stay as they were written: to fold them anew is to decode what they say.
+            policy = kwargs.get("policy", default)
+            kwargs["policy"] = policy.clone(header_factory=_header_factory, refold_source="none")
         message = super().message(**kwargs)
         for number, part in enumerate(_multiparts(message)):
             if part.get_boundary() is None:
@@ -62,14 +64,73 @@ class ComposedEmail(EmailMultiAlternatives):
         return message
 
 
+class _WholeWords(UnstructuredHeader):
+    """A header without a structure, folded at white space alone.
+
+    Python's own fold encodes ASCII words that are longer than a line, and then no mailbox finds the link in
+    List-Unsubscribe or the mail that References names.
+    """
+
+    def fold(self, *, policy: Any) -> str:
+        text, name = str(self), self.name  # type: ignore[attr-defined]  # see HeaderRegistry
+        if not text.isascii():
+            return str(super().fold(policy=policy))  # type: ignore[misc]
+        lines = [f"{name}:"]
+        for word in WORD.findall(f" {text}"):
+            if len(lines[-1]) + len(word) > policy.max_line_length and lines[-1] != f"{name}:":
+                lines.append("")
+            lines[-1] += word
+        return "".join(f"{line}{policy.linesep}" for line in lines)
+
+
+_header_factory = HeaderRegistry(default_class=_WholeWords)
+
+
 def load_words(content_id: int) -> Words:
-    """The content and the bytes of its files. Raises `OSError` when the storage can't give them."""
-    content = Content.objects.get(pk=content_id)
+    """The content and the bytes of its files.
+
+    Raises `InvalidMail` for what no mail can be made of, and `OSError` when the storage can't give the files.
+    """
+    content = _checked(Content.objects.get(pk=content_id))
+    uses = list(content.files.select_related("attachment"))
+    loaded = [_loaded(use.attachment) for use in uses]
     files = [
-        File(use.filename, use.mimetype, use.attachment.read(), use.is_part)
-        for use in content.files.select_related("attachment")
+        File(checked_filename(use.filename), checked_mimetype(use.mimetype, what="a file"), one.data, use.is_part)
+        for use, one in zip(uses, loaded, strict=True)
     ]
-    return Words(content, files)
+    return Words(content, files, loaded)
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """The bytes of a file, which all contents that have it share."""
+
+    data: bytes
+
+
+_loaded_files: WeakValueDictionary[str, Loaded] = WeakValueDictionary()
+"""By SHA-256; for as long as the words of any mail hold on to them."""
+
+
+def _loaded(attachment: Attachment) -> Loaded:
+    one = _loaded_files.get(attachment.sha256)
+    if one is None:
+        one = _loaded_files[attachment.sha256] = Loaded(attachment.read())
+    return one
+
+
+def _checked(content: Content) -> Content:
+    """The content, judged once more: whatever wrote the row, no mail of it has a header that it wasn't to have.
+
+    Not saved: the row stays as it is.
+    """
+    content.subject = header_text("the subject", content.subject)
+    content.text = checked_text("the text", content.text)
+    content.html = checked_text("the HTML", content.html)
+    content.reply_to = [str(checked_address("reply_to", item)) for item in listed("reply_to", content.reply_to)]
+    content.headers = checked_headers(content.headers)
+    content.extras = checked_extras(content.extras)
+    return content
 
 
 def compose(message: Message, words: Words) -> ComposedEmail:
@@ -84,7 +145,7 @@ def compose(message: Message, words: Words) -> ComposedEmail:
     email.boundary = message.pk.hex
     email.reply_to = list(content.reply_to)
     email.extra_headers = dict(_headers(message, content, sender))
-    _address(email, message.recipients)
+    _address(email, list(_recipients(message)))
     if html:
         email.attach_alternative(html, "text/html")
     _add_extras(email, content.extras, message)
@@ -128,16 +189,37 @@ def _headers(message: Message, content: Content, sender: Address) -> Iterator[tu
     yield from content.headers.items()
 
 
-def _address(email: ComposedEmail, recipients: Sequence[Mapping[str, str]]) -> None:
+def _recipients(message: Message) -> Iterator[tuple[Address, str, str]]:
+    """Address, kind and outcome of each recipient, judged once more. Raises `InvalidMail`."""
+    stored = message.other_recipients
+    if stored is not None and not _are_recipients(stored):
+        # What follows asks whom it is for, and goes by the first recipient alone; the row stays as it is.
+        message.other_recipients = None
+        raise InvalidMail(f"its recipients are stored as {stored!r:.80}, which is no list of them.")
+    for entry in message.recipients:
+        address = checked_address(entry["kind"], Address(entry["name"], entry["address"]))
+        yield address, entry["kind"], entry["outcome"]
+
+
+def _are_recipients(stored: object) -> bool:
+    return (
+        isinstance(stored, list)
+        and bool(stored)
+        and all(
+            isinstance(entry, Mapping)
+            and entry.get("kind") in ("to", "cc", "bcc")
+            and all(isinstance(entry.get(name), str) for name in ("address", "name", "outcome"))
+            for entry in stored
+        )
+    )
+
+
+def _address(email: ComposedEmail, recipients: Sequence[tuple[Address, str, str]]) -> None:
     """Set the envelope, and in the headers also those who have been served before."""
-    shown = [entry for entry in recipients if entry["outcome"] != "suppressed"]
+    shown = [entry for entry in recipients if entry[2] != "suppressed"]
     for kind in ("to", "cc", "bcc"):
-        lines = [str(Address(entry["name"], entry["address"])) for entry in shown if entry["kind"] == kind]
-        pending = [
-            str(Address(entry["name"], entry["address"]))
-            for entry in shown
-            if entry["kind"] == kind and not entry["outcome"]
-        ]
+        lines = [str(address) for address, its_kind, _outcome in shown if its_kind == kind]
+        pending = [str(address) for address, its_kind, outcome in shown if its_kind == kind and not outcome]
         setattr(email, kind, pending)
         if kind != "bcc" and lines != pending:
             email.extra_headers.setdefault(kind.capitalize(), ", ".join(lines))

@@ -3,21 +3,44 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from uuid import UUID
+
+from django.db import Error as DatabaseFault
+from django.db import router, transaction
 
 from ..conf import Settings
 from ..errors import InvalidMail
-from ..models import Lease, Message
-from ..models.messages import Status, Verdict
+from ..models import Attachment, Lease, Message, MessageJob
+from ..models.content import attachment_storage
+from ..models.messages import POISON_CLAIMS, Status, Verdict
+from ..outcomes import one_line
+from .alerts import Alert
 from .compose import NoSender, Words, compose, load_words
 from .health import Health
 from .items import Item
+from .outage import passes
 from .verdict import back
 
 logger = logging.getLogger("mailengine.dispatch")
 
 WORDS_KEPT = 16
 """Contents that a run keeps loaded, with their files."""
+ALIKE_FAILURES = 5
+"""Messages of a job in a row that can't be composed for the same reason: then the job is at fault, not they."""
+REASON_LENGTH = 400
+FILES_ASKED_FOR = 10
+"""Attachments that the storage is asked for, when it lacks one, to know whether it is there at all."""
+
+
+@dataclass
+class Streak:
+    """Messages of one job that could not be composed, in a row and for one reason."""
+
+    reason: str
+    ids: set[UUID] = field(default_factory=set)
 
 
 class Composer:
@@ -27,9 +50,18 @@ class Composer:
         self.settings = settings
         self.health = health
         self._words: dict[int, Words] = {}
+        self._streaks: dict[int, Streak] = {}
+        """By job."""
+        self._good_jobs: set[int] = set()
+        """Of which something could be composed."""
+        self._missed_storage = False
+        """Whether it was said that the storage of attachments is away: once in a run."""
 
     def item(self, message: Message, lease: Lease) -> Item:
-        """The message with its email, or with what becomes of it instead."""
+        """The message with its email, or with what becomes of it instead.
+
+        Whatever is wrong with it, the run goes on; only the database's passing errors are raised.
+        """
         item = Item(message, lease)
         try:
             item.email = compose(message, self._load(message.content_id))
@@ -37,12 +69,52 @@ class Composer:
             logger.error("%s", error)
             item.verdict = self._later(message, f"misconfigured: {error}")
         except FileNotFoundError as error:
-            item.verdict = Verdict(Status.DEAD, f"invalid: an attachment's file is gone: {error}")
+            item.verdict = self._without_file(message, error)
         except OSError as error:
             item.verdict = self._later(message, f"the storage of attachments does not answer: {error}")
         except (InvalidMail, ValueError, TypeError, LookupError) as error:
-            item.verdict = Verdict(Status.DEAD, f"invalid: it can't be composed: {error}")
+            item.verdict = self._failed(message, f"invalid: it can't be composed: {_text_of(error)}")
+        # Composing runs code that is anybody's, and takes memory: neither may end the run for the messages behind.
+        except Exception as error:
+            if isinstance(error, DatabaseFault) and passes(error):
+                raise
+            item.verdict = self._strike(message, error)
+        else:
+            self._note_success(message)
         return item
+
+    def _without_file(self, message: Message, error: FileNotFoundError) -> Verdict:
+        """It is set aside when its file alone is gone. When all are, the storage is away: an unmounted volume."""
+        if _storage_has_files():
+            return self._failed(message, f"invalid: an attachment's file is gone: {error}")
+        if not self._missed_storage:
+            self._missed_storage = True
+            logger.error("the storage of attachments has none of its files; mail with attachments waits: %s", error)
+        return self._later(message, f"the storage of attachments has none of its files: {error}")
+
+    def _failed(self, message: Message, reason: str) -> Verdict:
+        """It is set aside. What may have gone is never given up on without a person."""
+        self._note_failure(message, reason)
+        if message.uncertain_count:
+            return Verdict(Status.UNCERTAIN, f"{reason}; kept for a person to decide", available_at=None)
+        return Verdict(Status.DEAD, reason)
+
+    def _strike(self, message: Message, error: Exception) -> Verdict:
+        """It counts as if its worker had died of it: tried again, the last time alone, then it is set aside."""
+        problem = ": ".join(part for part in (type(error).__name__, _text_of(error)) if part)
+        problem = one_line(problem, length=REASON_LENGTH)
+        is_exhaustion = isinstance(error, MemoryError | RecursionError)
+        if is_exhaustion:
+            self._words.clear()  # for those behind it
+        trace = None if is_exhaustion else error
+        logger.error(
+            "message %s can't be composed, strike %d: %s", message.pk, message.claim_count, problem, exc_info=trace
+        )
+        if message.claim_count >= POISON_CLAIMS:
+            return self._failed(message, f"poison: composing it failed {message.claim_count} times, last {problem}")
+        reason = f"composing it failed: {problem}"
+        self._note_failure(message, reason)
+        return replace(self._later(message, reason), is_strike=True)
 
     def _later(self, message: Message, reason: str) -> Verdict:
         """Not now, by no fault of the message or of a provider: again in one probe interval."""
@@ -58,3 +130,64 @@ class Composer:
                 del self._words[next(iter(self._words))]
             self._words[content_id] = words
         return words
+
+    # Jobs
+
+    def _note_success(self, message: Message) -> None:
+        if message.job_id:
+            self._good_jobs.add(message.job_id)
+            self._streaks.pop(message.job_id, None)
+
+    def _note_failure(self, message: Message, reason: str) -> None:
+        """Pause its job when it is the fifth of it in a row, and none was ever sent."""
+        job_id = message.job_id
+        if not job_id or job_id in self._good_jobs:
+            return
+        streak = self._streaks.get(job_id)
+        if streak is None or streak.reason != reason:
+            streak = self._streaks[job_id] = Streak(reason)
+        streak.ids.add(message.pk)
+        if len(streak.ids) >= ALIKE_FAILURES:
+            del self._streaks[job_id]
+            self._pause(job_id, streak)
+
+    def _pause(self, job_id: int, streak: Streak) -> None:
+        """Hold the job, and with it those that it has cost already. Begin holds the ones that are claimed now."""
+        with transaction.atomic(using=router.db_for_write(Message)):
+            if Message.objects.filter(job=job_id, status=Status.SENT).exists():
+                self._good_jobs.add(job_id)
+                return
+            # Before the job: whoever locks both does so in this order.
+            Message.objects.filter(job=job_id).unbury(streak.reason, struck=streak.ids)
+            jobs = MessageJob.objects.filter(pk=job_id)
+            is_news = jobs.pause(f"its messages can't be composed: {streak.reason}") > 0
+            if not is_news and not jobs.filter(status=MessageJob.Status.PAUSED).select_for_update():
+                transaction.set_rollback(True)  # it was cancelled meanwhile
+        if not is_news:
+            return
+        text = (
+            f"Job {job_id} is paused, since its messages can't be composed: {streak.reason}\n\n"
+            f"That was so for {ALIKE_FAILURES} of them in a row, and none was ever sent. They wait. Mend the cause and "
+            "resume the job, or cancel it.\n"
+        )
+        self.health.alerts.append(Alert(f"mail job {job_id} is paused", text, self.health.roads()))
+
+
+def _storage_has_files() -> bool:
+    """Whether the storage gives any of the latest attachments, by which one knows that it is there.
+
+    Where there never was another file than the one that is missing, nothing speaks against the storage.
+    """
+    storage = attachment_storage()
+    latest = list(Attachment.objects.order_by("-pk").values_list("file", flat=True)[:FILES_ASKED_FOR])
+    if len(latest) < 2:
+        return True
+    with suppress(Exception):  # anybody's code; one that fails is away
+        return any(storage.exists(name) for name in latest)
+    return False
+
+
+def _text_of(error: Exception) -> str:
+    with suppress(Exception):  # anybody's __str__
+        return str(error)
+    return ""

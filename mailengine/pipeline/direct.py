@@ -48,6 +48,7 @@ def send_direct_email(
 
     It waits for the provider, so it is not for a web request. Raises `NotSent` when no provider took it, and the mail
     is not sent later either; when that can't be told, `NotSent` says so and the message is kept as uncertain. Raises
+    `DatabaseLost` when the database failed meanwhile and did not come back: what came of it is in the log then. Raises
     RuntimeError inside a transaction, whose rollback could not call the mail back: use `queue_mail()` there. Raises
     `InvalidMail` as `queue_mail()`, also for `send_at` and `idempotency_key`, which make no sense here.
     """

@@ -3,6 +3,8 @@
 One thread, the one that called, talks to the database; the senders talk to providers, outside any transaction. The
 End of one handover and the Begin of the next share a commit, as do those of all connections that happen to be ready.
 So a crash leaves in doubt what was in flight, one message for each connection, and nothing else.
+
+When the database fails in passing, a run keeps what it knows, begins nothing, and goes on once the database answers.
 """
 
 from __future__ import annotations
@@ -10,25 +12,30 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from itertools import count
 from threading import Event, Thread
 from uuid import UUID
 
 from django.db import Error as DatabaseFault
-from django.db import connections, router, transaction
+from django.db import router, transaction
 
 from ..conf import Settings, get_settings
+from ..errors import DatabaseLost
 from ..models import Lease, Message, MessageJob, Worker
 from ..models.bulk import Asked
-from ..models.messages import SUSPECT_CLAIMS, MessageQuerySet, Status, Verdict
-from ..outcomes import Outcome
+from ..models.messages import MessageQuerySet, Status, Verdict
+from ..outcomes import Kind, Outcome
 from .alerts import send_alert
 from .compose import ComposedEmail
 from .composer import Composer
 from .health import Health
 from .items import Claim, Item
 from .ledger import Ledger
+from .outage import may_try_again, one_line_of, waits
 from .report import Report
 from .senders import Team
 from .verdict import window_seconds
@@ -38,6 +45,31 @@ logger = logging.getLogger("mailengine.dispatch")
 HEARTBEAT_SECONDS = 10.0
 WAIT_SECONDS = 0.2
 """How long the loop waits for a handover to end before it looks at the clock and the stop event again."""
+TOO_LATE = Outcome(
+    Kind.UNAVAILABLE, code="too late", detail="its lease ran out before its begin was durable", is_local=True
+)
+NEVER_SENT = Outcome(
+    Kind.UNAVAILABLE,
+    code="commit unknown",
+    detail="the database failed as it began; nothing was handed over",
+    is_local=True,
+)
+LAST_TRIES_SECONDS = 2.0
+"""For how long a run that is over still tries to reach the database, when nothing is lost without it."""
+
+
+@dataclass
+class Turn:
+    """What one commit of the loop enters, kept until it is known to be durable."""
+
+    number: int
+    """What the worker's own row says once it is committed."""
+    before: Report
+    """What the run had done when it began."""
+    ended: list[tuple[Item, Outcome]]
+    begun: deque[Item] = field(default_factory=deque)
+    """In the end: those not yet given to a sender."""
+    is_durable: bool = False
 
 
 def dispatch_slice(*, max_time: float = 50, limit: int | None = None, stop: Event | None = None) -> Report:
@@ -79,16 +111,21 @@ class Dispatcher:
         self.ends_at = float("inf") if max_time is None else time.monotonic() + max_time
         self.report = Report(command)
         self.health = Health(self.settings)
-        self.team: Team[Item] = Team(self._team_size())
+        self.team: Team[Item] = Team(self._team_size(), grace_seconds=self.settings.lease_margin_seconds / 2)
         self.stock: deque[Item] = deque()
         self.suspects: list[UUID] = []
         self.urgent_mail: dict[tuple[object, ...], Asked] = {}
         self.in_flight: dict[UUID, Item] = {}
         self.ended: list[tuple[Item, Outcome]] = []
         """What came of handovers, until it is durable."""
+        self.turn: Turn | None = None
+        """The one under way: an error leaves it behind, and the worker's row knows whether it was committed."""
+        self.turn_numbers = count(1)
         self.composer = Composer(self.settings, self.health)
         self.ledger = Ledger(self.settings, self.health, self.composer, self.report)
         self.worker: Worker | None = None
+        self.direct: Claim | None = None
+        """The one message of `run_direct()`."""
         self.claimed_count = 0
         self.returned_count = 0
         self.is_dry = False
@@ -96,56 +133,107 @@ class Dispatcher:
         self.heartbeat_at = 0.0
         self.alarms: list[Thread] = []
         self.started_at = time.monotonic()
+        self.stopped_at = float("inf")
+        self.trouble_since = float("inf")
+        """Since when the database fails."""
 
     # The run
 
     def run(self) -> Report:
-        """Send until there is nothing left to do, or it is time to stop."""
+        """Send until there is nothing left to do, or it is time to stop.
+
+        Raises `DatabaseLost` when the database did not come back in the time of this run.
+        """
         with self._orderly_end():
-            self._keep_house()
+            self._persist(self._keep_house)
             self._loop()
-            self.report.is_blocked = self._is_blocked()
+            self._persist(self._look_back)
         return self.report
 
     def run_direct(self, message: Message, lease: Lease) -> Report:
         """Send this one message, held under `lease`, and nothing else; it ends in a final state or is kept."""
         self.ledger.is_direct = self.is_dry = True
-        self.worker = lease.worker
+        self.worker, self.direct = lease.worker, Claim([message], lease)
         with self._orderly_end():
-            self.health.refresh()
-            self._stock_up(Claim([message], lease))
+            self._persist(self._begin_directly)
             self._loop()
+            self._persist(message.refresh_from_db)
         return self.report
+
+    def _begin_directly(self) -> None:
+        self.health.refresh()
+        if self.direct and not self.stock:
+            self._stock_up(self.direct)
 
     def _loop(self) -> None:
         while not self._is_done():
-            self._step()
+            self._persist(self._step)
 
     def _step(self) -> None:
         """One turn: record what has ended, begin what can go, claim what comes next; all in one commit."""
-        ended = self.ended
-        ended += self.team.collect(wait_seconds=self._patience())
+        self.ended += self.team.collect(wait_seconds=self._patience())
+        turn = self._next_turn()
+        stock_count = len(self.stock)
+        begun_at = time.monotonic()
         with transaction.atomic(using=self.using):
             self.health.refresh()
-            concerned = [item.message.pk for item in (*self.stock, *(item for item, _outcome in ended))]
+            concerned = [item.message.pk for item in (*self.stock, *(item for item, _outcome in turn.ended))]
             rows = Message.objects.held(concerned) if concerned else {}
-            self.stock.extendleft(reversed(self.ledger.settle(ended, rows)))
-            for item, _outcome in ended:
-                self.in_flight.pop(item.message.pk, None)
+            self._settle(turn, rows)
             claim = self._claim_more_urgent()
-            begun = [] if claim else self._begin(rows)
+            if claim is None:
+                self._begin(turn, rows)
             self._note_returns()
             claim = claim or self._claim()
-            self._heartbeat()
-        ended.clear()
+            if turn.ended or claim or len(self.stock) < stock_count:
+                self._heartbeat(turn)
+            else:
+                self._heartbeat_if_due()
         # It is durable now; what follows asks the database for words, and for nothing else.
-        for item in begun:
-            self.team.send(item, _composed(item), item.provider)
-        self._raise_alarms()
+        self._confirm(turn)
+        while turn.begun:
+            self._hand_over(turn.begun[0], begun_at=begun_at)
+            turn.begun.popleft()
         if claim:
             self._stock_up(claim)
+            self._raise_alarms()
         if self.on_progress is not None:
             self.on_progress(self.report)
+
+    def _next_turn(self) -> Turn:
+        self.turn = Turn(next(self.turn_numbers), self.report.copy(), list(self.ended))
+        return self.turn
+
+    def _settle(self, turn: Turn, rows: Mapping[UUID, Message]) -> None:
+        # Copies: one that goes elsewhere at once gets another number and provider, should this commit fail or not.
+        ended = [(copy(item), outcome) for item, outcome in turn.ended]
+        self.stock.extendleft(reversed(self.ledger.settle(ended, rows)))
+        for item, _outcome in ended:
+            self._forget(item)
+
+    def _forget(self, item: Item) -> None:
+        """It is not in flight any more; but a later handover of the same message may be."""
+        held = self.in_flight.get(item.message.pk)
+        if held is not None and held.number == item.number:
+            del self.in_flight[item.message.pk]
+
+    def _confirm(self, turn: Turn) -> None:
+        """It is durable: forget what it has recorded, tell the admin."""
+        turn.is_durable = True
+        del self.ended[: len(turn.ended)]
+        self._raise_alarms()
+
+    def _raise_alarms(self) -> None:
+        self.alarms += [send_alert(alert) for alert in self.health.alerts]
+        self.health.alerts.clear()
+
+    def _hand_over(self, item: Item, *, begun_at: float) -> None:
+        """Give it to a sender, unless the commit took so long that the lease could end before the handover does."""
+        if not item.lease.is_trusted:
+            self.ended.append((item, TOO_LATE))
+            return
+        until = begun_at + self.settings.send_deadline_seconds
+        self.team.send(item, _composed(item), item.provider, until=until, key=item.key)
 
     def _is_done(self) -> bool:
         if self.in_flight:
@@ -156,6 +244,7 @@ class Dispatcher:
     def _must_stop(self) -> bool:
         if self.stop.is_set():
             self.report.stopped = "signal"
+            self.stopped_at = min(self.stopped_at, time.monotonic())
         elif time.monotonic() >= self.ends_at:
             self.report.stopped = "max_time"
         else:
@@ -164,62 +253,63 @@ class Dispatcher:
 
     def _patience(self) -> float:
         """How long to wait for a handover to end: not at all while there is something better to do."""
+        if self.ended:
+            return 0
+        if pause_seconds := self.health.pause_seconds:
+            return min(pause_seconds, WAIT_SECONDS)
         if not self.in_flight:
-            # Senders that never came back may hold all connections; then there is nothing to do but look again.
-            return 0 if self.team.idle_count else WAIT_SECONDS
-        self._abandon_lost()
+            return 0
         can_begin = self.stock and self.team.idle_count and not self._must_stop()
         return 0 if can_begin and any(self._has_room(item, Counter()) for item in self.stock) else WAIT_SECONDS
-
-    def _abandon_lost(self) -> None:
-        """Stop waiting for handovers whose lease is over; they are rescued as uncertain, and may still end late."""
-        grace = self.settings.lease_seconds - self.settings.trusted_seconds
-        for item in list(self.in_flight.values()):
-            if time.monotonic() > item.lease.trusted_until + grace:
-                logger.error("provider %s has not answered within the lease", item.provider)
-                del self.in_flight[item.message.pk]
 
     @contextmanager
     def _orderly_end(self) -> Iterator[None]:
         """However the run ends: record what is known, give back what was not begun, close jobs, say goodbye."""
         try:
             yield
-        except BaseException:
-            # The database may be what failed; whatever can still be saved is saved, and the error goes on.
-            with suppress(DatabaseFault):
-                self._save_outcomes()
-            with suppress(DatabaseFault):
-                self._give_back()
+            self._persist(self._give_back)
+        except DatabaseLost:
+            self._name_unsaved()
             raise
-        else:
-            self._give_back()
+        except BaseException:
+            self._save_what_is_known()
+            self._name_unsaved()
+            raise
         finally:
             self._close()
 
-    def _save_outcomes(self) -> None:
+    def _save_what_is_known(self) -> None:
         """After an error: let what is in flight end, and record it, lest mail that has arrived be sent again."""
-        connection = connections[self.using]
-        if not connection.in_atomic_block:
-            connection.close_if_unusable_or_obsolete()
         ends_at = time.monotonic() + self.settings.send_deadline_seconds
         while self.team.busy_count and time.monotonic() < ends_at:
             self.ended += self.team.collect(wait_seconds=WAIT_SECONDS)
-        with transaction.atomic(using=self.using):
-            self.health.refresh(at_once=True)
-            self.ledger.settle(self.ended, Message.objects.held([item.message.pk for item, _outcome in self.ended]))
+        for save in (self._recover, self._give_back):
+            try:
+                save()
+            except Exception:
+                # Whatever it is, it may be the error that ended the run: it must not keep the other from being done.
+                logger.exception("after an error, not all that is known could be recorded")
+
+    def _name_unsaved(self) -> None:
+        """What may not be recorded is said aloud: a person may have to know."""
+        for item, outcome in self.ended:
+            text = "message %s: what came of its handover to %s may not be recorded: %s: %s"
+            logger.error(text, item.message.pk, item.provider, outcome.kind, outcome)
 
     def _give_back(self) -> None:
         if self.worker is None:
             return
         with transaction.atomic(using=self.using):
             Message.objects.release_all(self.worker)
-            self.report.jobs_done = MessageJob.objects.finish()
-            self.worker.heartbeat(handled_count=sum(self.report.outcomes.values()), stopping=True)
+            # The larger one: asked again because the answer to the commit was lost, there is nothing left to finish.
+            self.report.jobs_done = max(self.report.jobs_done, MessageJob.objects.finish())
+            self.worker.heartbeat(handled_count=self.report.outcomes.total(), stopping=True)
 
     def _close(self) -> None:
         self.team.close()
+        ends_at = time.monotonic() + self.settings.send_deadline_seconds
         for thread in self.alarms:
-            thread.join(timeout=self.settings.send_deadline_seconds)
+            thread.join(timeout=max(ends_at - time.monotonic(), 0))
         if self.limit is not None and self._handled_count >= self.limit and self.report.stopped == "done":
             self.report.stopped = "limit"
         self.report.seconds = time.monotonic() - self.started_at
@@ -227,16 +317,23 @@ class Dispatcher:
     def _keep_house(self) -> None:
         """Before the first claim: rescue what lost workers left, close what has expired, look for work."""
         if not self.deferred:
-            with transaction.atomic(using=self.using):
-                if Message.objects.overdue_leases().exists():
-                    self.report.rescued = self._rescue()
-                if Message.objects.expired().exists():
-                    self.report.expired = Message.objects.expire()
+            if Message.objects.overdue_leases().exists():
+                self.report.rescued += self._rescue()
+            if Message.objects.expired().exists():
+                self.report.expired += Message.objects.expire()
         self.saw_mail = self._mine().due().exists()
-        self.is_dry = not self.saw_mail
+        if self.saw_mail and self.worker is None:
+            self.health.refresh()
+            if self.health.usable_streams():
+                # In a commit of its own: what this worker has claimed and begun is found by it, whatever fails later.
+                self.worker = Worker.objects.register(self.report.command)
+        self.is_dry = self.worker is None
 
     def _rescue(self) -> int:
         return Message.objects.rescue(window=lambda message: window_seconds(message, settings=self.settings))
+
+    def _look_back(self) -> None:
+        self.report.is_blocked = self._is_blocked()
 
     def _is_blocked(self) -> bool:
         """Whether mail is due that no provider can take now."""
@@ -244,6 +341,104 @@ class Dispatcher:
             return False
         blocked = set(self.settings.streams) - self.health.usable_streams()
         return bool(blocked) and self._mine().due().filter(stream__in=blocked).exists()
+
+    # When the database fails
+
+    def _persist(self, step: Callable[[], None]) -> None:
+        """Take this step; after a database error that passes, wait, recover, and take it again."""
+        for seconds in waits():
+            try:
+                if self.trouble_since < float("inf"):
+                    self._recover()
+                step()
+                self.trouble_since = float("inf")
+                return
+            except DatabaseFault as error:
+                if not may_try_again(error, using=self.using):
+                    raise
+                # Once is a deadlock, say, and not worth a mail from cron.
+                level = logging.INFO if self.trouble_since == float("inf") else logging.WARNING
+                logger.log(level, "the database failed, trying again in %.1f s: %s", seconds, one_line_of(error))
+                self._sit_out(error, seconds)
+
+    def _sit_out(self, error: DatabaseFault, seconds: float) -> None:
+        """Wait so long, while what is in flight goes on. Raises `DatabaseLost` when there is no time left for that."""
+        now = time.monotonic()
+        self.trouble_since = min(self.trouble_since, now)
+        while (left := now + seconds - time.monotonic()) > 0:
+            self.ended += self.team.collect(wait_seconds=min(left, WAIT_SECONDS))
+            if self._is_hopeless():
+                raise DatabaseLost(self._loss(error)) from error
+
+    def _is_hopeless(self) -> bool:
+        """Whether to stop waiting for the database: not before the run is over, and later with outcomes to record.
+
+        What is sent directly has no such time: its caller waits no longer than for a provider.
+        """
+        if self.direct is not None:
+            seconds = self.settings.lease_seconds if self._has_news() else self.settings.send_deadline_seconds
+            return time.monotonic() >= self.trouble_since + seconds
+        if not self._must_stop():
+            return False
+        ends_at = self.trouble_since + LAST_TRIES_SECONDS
+        if self.stop.is_set() and self._has_news():
+            ends_at = max(ends_at, self.stopped_at + self.settings.send_deadline_seconds)
+        elif self._has_news():
+            ends_at = self.trouble_since + self.settings.lease_seconds
+        return time.monotonic() >= ends_at
+
+    def _has_news(self) -> bool:
+        return bool(self.ended or self.in_flight)
+
+    def _loss(self, error: DatabaseFault) -> str:
+        text = f"the database does not answer: {one_line_of(error)}"
+        if self.ended:
+            return f"{text}; {len(self.ended)} outcomes may not be recorded, the log names them"
+        return f"{text}; what this run had claimed is sent by a later one"
+
+    def _recover(self) -> None:
+        """After an error: find out what was committed, enter the rest, give back all that isn't in flight."""
+        if self.worker is None:
+            return
+        self._learn_fate()
+        turn = self._next_turn()
+        with transaction.atomic(using=self.using):
+            rows = Message.objects.held([item.message.pk for item, _outcome in turn.ended])
+            self.health.refresh(at_once=True)
+            self._settle(turn, rows)
+            if self.direct is None:
+                Message.objects.release_all(self.worker)
+            self._heartbeat(turn)
+        self._confirm(turn)
+        self._start_afresh()
+
+    def _learn_fate(self) -> None:
+        """Whether the turn that an error cut short was committed nevertheless: its answer may have been lost.
+
+        If it was, what it began has an entry in the ledger and was never handed over: that is its outcome then.
+        """
+        turn = self.turn
+        if turn is None:
+            return
+        if not turn.is_durable and self._me.last_turn() == turn.number:
+            self._confirm(turn)
+        for item in (*turn.begun, *(item for item, _outcome in self.ended)):
+            self._forget(item)
+        if turn.is_durable:
+            self.ended += [(item, NEVER_SENT) for item in turn.begun]
+        else:
+            self.report.outcomes, self.report.sent_by = turn.before.outcomes, turn.before.sent_by
+            self.health.alerts.clear()
+        self.turn = None
+
+    def _start_afresh(self) -> None:
+        """With empty hands: what was in stock is anybody's again."""
+        self.stock.clear()
+        self.returned_count = self.ledger.given_back.total()
+        self.claimed_count = self.returned_count + self.report.outcomes.total() + len(self.in_flight)
+        self.is_dry = self.direct is not None
+        if self.direct and not self.in_flight:
+            self._stock_up(self.direct)
 
     # Claim
 
@@ -260,21 +455,18 @@ class Dispatcher:
         limit = min(self._batch(), self.team.idle_count)
         if head == 0 or limit <= 0:
             return None
-        status = self._statuses[0]
         urgent = self._claimable().filter(priority__lt=head)
         question = (head, *sorted(self.health.usable_streams()))
         if question not in self.urgent_mail:
-            self.urgent_mail[question] = Asked(urgent.filter(status=status).due())
-        return self._take(urgent, [status], limit=limit) if self.urgent_mail[question].is_any() else None
+            self.urgent_mail[question] = Asked(urgent.filter(status__in=self._statuses).due())
+        return self._take(urgent, limit=limit) if self.urgent_mail[question].is_any() else None
 
     def _claim(self) -> Claim | None:
         """Take the next batch when the stock runs low."""
         if self._may_not_claim() or len(self.stock) >= self.team.size:
             return None
-        if self.suspects and not self.in_flight and not self.stock and self._batch() > 0:
-            # What may have killed its workers is claimed when nothing else of this process is under way.
-            suspect = Message.objects.filter(pk=self.suspects.pop())
-            return self._take(suspect, self._statuses, limit=1, is_suspect=True)
+        if self.suspects and self._batch() > 0:
+            return self._claim_suspect()
         if self.is_dry:
             return None
         limit = self._batch()
@@ -282,22 +474,25 @@ class Dispatcher:
             # What is in flight may close a circuit, or come back; then there is more to do.
             self.is_dry = not self.in_flight and not self.stock
             return None
-        claim = self._take(self._claimable(), self._statuses, limit=limit)
+        claim = self._take(self._claimable(), limit=limit)
         self.is_dry = claim is None or len(claim.messages) < limit
         return claim
 
-    def _may_not_claim(self) -> bool:
-        return self.ledger.is_direct or self._must_stop() or any(item.is_suspect for item in self._under_way())
+    def _claim_suspect(self) -> Claim | None:
+        """What may have killed its worker is claimed when nothing else of this process is under way, and that soon."""
+        if self.in_flight or self.stock:
+            return None
+        suspect = Message.objects.filter(pk=self.suspects.pop(0))
+        return self._take(suspect, limit=1, is_suspect=True)
 
-    def _take(
-        self, candidates: MessageQuerySet, statuses: Sequence[Status], *, limit: int, is_suspect: bool = False
-    ) -> Claim | None:
+    def _may_not_claim(self) -> bool:
+        if self.ledger.is_direct or self._must_stop() or self.health.pause_seconds:
+            return True
+        return any(item.is_suspect for item in self._under_way())
+
+    def _take(self, candidates: MessageQuerySet, *, limit: int, is_suspect: bool = False) -> Claim | None:
         lease = self._lease()
-        messages: list[Message] = []
-        for status in statuses:
-            if len(messages) < limit:
-                left = limit - len(messages)
-                messages += candidates.claim(lease, status=status, seconds=self.settings.lease_seconds, limit=left)
+        messages = candidates.claim(lease, statuses=self._statuses, seconds=self.settings.lease_seconds, limit=limit)
         self.claimed_count += len(messages)
         return Claim(messages, lease, is_suspect) if messages else None
 
@@ -323,11 +518,6 @@ class Dispatcher:
         left = batch if self.limit is None else self.limit - self._handled_count
         return min(batch, left)
 
-    def _register(self) -> Worker:
-        if self.worker is None:
-            self.worker = Worker.objects.register(self.report.command)
-        return self.worker
-
     @property
     def _handled_count(self) -> int:
         """Messages claimed and not given back."""
@@ -341,7 +531,13 @@ class Dispatcher:
             self.is_dry = self.ledger.is_direct
 
     def _lease(self) -> Lease:
-        return Lease(self._register(), trusted_until=time.monotonic() + self.settings.trusted_seconds)
+        return Lease(self._me, trusted_until=time.monotonic() + self.settings.trusted_seconds)
+
+    @property
+    def _me(self) -> Worker:
+        if self.worker is None:
+            raise LookupError("nothing is claimed or begun before the worker has a row of its own")
+        return self.worker
 
     # Compose
 
@@ -360,7 +556,7 @@ class Dispatcher:
         """Give back, to be claimed alone later, what may have killed its workers; the others are returned."""
         if claim.is_suspect or self.ledger.is_direct:
             return list(claim.messages)
-        suspects = [message.pk for message in claim.messages if message.claim_count > SUSPECT_CLAIMS]
+        suspects = [message.pk for message in claim.messages if message.is_suspect]
         if suspects:
             Message.objects.release(suspects, claim.lease)
             self.claimed_count -= len(suspects)
@@ -369,15 +565,17 @@ class Dispatcher:
 
     # Begin
 
-    def _begin(self, rows: Mapping[UUID, Message]) -> list[Item]:
+    def _begin(self, turn: Turn, rows: Mapping[UUID, Message]) -> None:
         chosen = self._take_from_stock()
-        begun = self.ledger.begin(chosen, rows, worker=self._register()) if chosen else []
+        if not chosen:
+            return
+        begun = self.ledger.begin(chosen, rows, worker=self._me)
+        turn.begun.extend(begun)
         self.in_flight.update((item.message.pk, item) for item in begun)
-        return begun
 
     def _take_from_stock(self) -> list[Item]:
-        """As many as there are idle senders; in a run that must stop, none."""
-        if self._must_stop():
+        """As many as there are idle senders; none in a run that must stop, or while this host pauses."""
+        if self._must_stop() or self.health.pause_seconds:
             return []
         taken: list[Item] = []
         kept: list[Item] = []
@@ -403,12 +601,11 @@ class Dispatcher:
         self.is_dry = False
 
     def _has_room(self, item: Item, planned: Counter[str]) -> bool:
-        """Whether the provider that it would go to may have one more connection here; then it is `planned`."""
+        """Whether the provider that it would go to may have one more handover here; then it is `planned`."""
         choice = None if item.verdict else self.health.choose(item.message, tried=item.tried)
         if choice is None:
             return True
-        most = self.settings.provider(choice.alias).connections
-        if most is not None and self.team.in_flight[choice.alias] + planned[choice.alias] >= most:
+        if self.team.in_flight[choice.alias] + planned[choice.alias] >= self.health.room(choice.alias):
             return False
         planned[choice.alias] += 1
         return True
@@ -420,14 +617,14 @@ class Dispatcher:
         allowed = [policy.connections or self.settings.connections for policy in self.settings.providers.values()]
         return max(1, min(self.settings.connections, sum(allowed)))
 
-    def _heartbeat(self) -> None:
-        if self.worker is not None and time.monotonic() >= self.heartbeat_at:
-            self.heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
-            self.worker.heartbeat(handled_count=sum(self.report.outcomes.values()))
+    def _heartbeat(self, turn: Turn | None = None) -> None:
+        """Say that this worker lives; and, in the commit of a turn that changes something, that it was committed."""
+        self.heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
+        self._me.heartbeat(handled_count=self.report.outcomes.total(), turn=turn.number if turn else None)
 
-    def _raise_alarms(self) -> None:
-        self.alarms += [send_alert(alert) for alert in self.health.alerts]
-        self.health.alerts.clear()
+    def _heartbeat_if_due(self) -> None:
+        if self.worker is not None and time.monotonic() >= self.heartbeat_at:
+            self._heartbeat()
 
 
 def _composed(item: Item) -> ComposedEmail:

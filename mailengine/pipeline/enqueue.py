@@ -6,38 +6,39 @@ provider, and none raises for a provider's sake.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.db import models, router, transaction
+from django.utils.functional import Promise
 from django.utils.timezone import is_naive
 
 from ..addresses import parse_address, split_addresses
 from ..clock import read_now
 from ..conf import get_settings
 from ..errors import InvalidAddress, InvalidMail
+from ..headers import UNSTORABLE, one_line
 from ..models import IdempotencyKey, JobRecipients, Message, MessageJob, Priority
 from .audience import find_audience
-from .draft import (
-    UNSTORABLE,
-    Draft,
-    Recipient,
-    checked_header,
-    checked_json,
-    checked_mapping,
-    draft_of,
-    recipients_of,
-    rendered,
-)
+from .checked import checked_json, checked_mapping, listed
+from .draft import Draft, Recipient, draft_of, recipients_of, rendered
 from .merge import compile_words
+from .outage import persist
 
+YEARS = range(1970, 9_999)
+"""What every database can hold, in every time zone."""
 PIECE = 2_000
 """Recipients in one piece of a job's list, which is also what is expanded in one transaction."""
+PATIENCE_SECONDS = 3.0
+"""For how long a request under an idempotency key is asked again when the database fails in passing."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,12 @@ def queue_message(
         _check_times(terms, now=now)
         return store_message(draft, recipients, terms, now=now)
 
-    with transaction.atomic(using=using):
-        if idempotency_key is None:
+    if idempotency_key is None:
+        with transaction.atomic(using=using):
             return store()
-        request = {"draft": draft.as_json(), "recipients": [r.as_json() for r in recipients], "terms": vars(terms)}
-        keys = IdempotencyKey.objects.using(using)
-        return keys.once(idempotency_key, scope="message", request=request, make=store)
+    request = {"draft": draft.as_json(), "recipients": [r.as_json() for r in recipients], "terms": vars(terms)}
+    keys = IdempotencyKey.objects.using(using)
+    return _patiently(lambda: keys.once(idempotency_key, scope="message", request=request, make=store), using=using)
 
 
 def queue_job(
@@ -193,14 +194,30 @@ def queue_job(
         JobRecipients.objects.store(job, _pieces(entries))
         return job
 
-    with transaction.atomic(using=using):
-        if idempotency_key is None:
+    if idempotency_key is None:
+        with transaction.atomic(using=using):
             return store(entries)
-        listed = list(entries)
-        request = {"draft": draft.as_json(), "recipients": listed, "audience": audience, "merge_data": data}
-        request["terms"] = vars(terms)
-        keys = IdempotencyKey.objects.using(using)
-        return keys.once(idempotency_key, scope="job", request=request, make=lambda: store(iter(listed)))
+    given = list(entries)
+    request = {"draft": draft.as_json(), "recipients": given, "audience": audience, "merge_data": data}
+    request["terms"] = vars(terms)
+    keys = IdempotencyKey.objects.using(using)
+    return _patiently(
+        lambda: keys.once(idempotency_key, scope="job", request=request, make=lambda: store(iter(given))), using=using
+    )
+
+
+def _patiently(request: Callable[[], T], *, using: str) -> T:
+    """What a request under a key gives, in a transaction; asked again for a moment if the database fails in passing.
+
+    The key makes that safe. MariaDB needs it: when the first of many twins dies, it calls the others a deadlock.
+    """
+    ends_at = time.monotonic() + PATIENCE_SECONDS
+
+    def ask() -> T:
+        with transaction.atomic(using=using):
+            return request()
+
+    return persist(ask, using=using, must_stop=lambda: time.monotonic() >= ends_at)
 
 
 aqueue_mail = sync_to_async(queue_mail, thread_sensitive=True)
@@ -251,23 +268,17 @@ def email_of(
         subject=subject,
         body=text,
         from_email=from_email,
-        to=_listed("recipient_list", to),
-        cc=_listed("cc", cc),
-        bcc=_listed("bcc", bcc),
-        reply_to=_listed("reply_to", reply_to),
+        to=listed("recipient_list", to),
+        cc=listed("cc", cc),
+        bcc=listed("bcc", bcc),
+        reply_to=listed("reply_to", reply_to),
         headers=checked_mapping("headers", headers),
     )
-    for number, item in enumerate(attachments or (), start=1):
+    for number, item in enumerate(listed("attachments", attachments), start=1):
         _attach(email, number, item)
     if html:
         email.attach_alternative(html, "text/html")
     return email
-
-
-def _listed(what: str, value: Sequence[str] | None) -> list[str]:
-    if isinstance(value, str) or not isinstance(value, Iterable | None):
-        raise InvalidMail(f"{what} is {value!r}. Give a list of addresses: [{str(value)!r}].")
-    return [str(item) for item in value or ()]
 
 
 def _attach(email: EmailMessage, number: int, item: Any) -> None:
@@ -276,7 +287,7 @@ def _attach(email: EmailMessage, number: int, item: Any) -> None:
             email.attach(*item)
         else:
             email.attach(item)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise InvalidMail(
             f"attachment {number} can't be attached: {error}."
             " Give (file name, content) or (file name, content, type), or a MIME part."
@@ -287,10 +298,12 @@ def terms_of(
     stream: str, priority: Priority | int | str | None, send_at: datetime | None, expires_at: datetime | None
 ) -> Terms:
     """The terms that these arguments of `queue_mail()` stand for. Raises `UnknownStream`, and `InvalidMail`."""
+    if not isinstance(stream, str):
+        raise InvalidMail(f"stream is {stream!r:.80}. Give the name of one.")
     policy = get_settings().stream(stream)
     times: dict[str, Any] = {"send_at": send_at, "expires_at": expires_at}
     for name, value in times.items():
-        if value is not None and (not isinstance(value, datetime) or is_naive(value)):
+        if value is not None and (not isinstance(value, datetime) or is_naive(value) or value.year not in YEARS):
             raise InvalidMail(f"{name} is {value!r}. Give an aware datetime, such as django.utils.timezone.now().")
     return Terms(stream, policy.priority if priority is None else _priority(priority), send_at, expires_at)
 
@@ -298,7 +311,13 @@ def terms_of(
 def _priority(value: Priority | int | str) -> int:
     if isinstance(value, str):
         name = value.strip().upper()
-        value = int(Priority[name]) if name in Priority.names else int(name) if name.isdecimal() else value
+        value = (
+            int(Priority[name])
+            if name in Priority.names
+            else int(name)
+            if name.isdecimal() and len(name) <= 3
+            else value
+        )
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 100:
         return int(value)
     raise InvalidMail(f"priority is {value!r}. Give one of mailengine.Priority, or a number from 0 to 100.")
@@ -311,11 +330,13 @@ def _check_times(terms: Terms, *, now: datetime) -> None:
 
 def _recipients(recipients: str | Iterable[Any]) -> tuple[str, Iterator[list[Any]]]:
     """The name of an audience, or "" and entries of [line, address] or [line, address, merge data]."""
+    if isinstance(recipients, Promise):
+        recipients = str(recipients)
     if isinstance(recipients, str):
         if "@" in recipients or any(character in ",;" or character.isspace() for character in recipients):
             return "", ([line, _storable(item)] for line, item in split_addresses(recipients))
         return (find_audience(recipients).name, iter(())) if recipients else ("", iter(()))
-    if not isinstance(recipients, Iterable):
+    if isinstance(recipients, bytes | Mapping) or not isinstance(recipients, Iterable):
         raise InvalidMail(f"recipients is {recipients!r}. Give addresses, or the name of an audience.")
     return "", (_entry(line, item) for line, item in enumerate(recipients, start=1))
 
@@ -359,4 +380,4 @@ def source_of(source: models.Model | str | None) -> str:
     """What a job's row says that it was made from: "app.model:pk" of an object."""
     if isinstance(source, models.Model):
         return f"{source._meta.label_lower}:{source.pk}"
-    return "" if source is None else checked_header("source", source)[:200]
+    return "" if source is None else one_line("source", source)[:200]

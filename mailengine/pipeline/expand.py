@@ -11,19 +11,24 @@ from itertools import islice
 from threading import Event
 from typing import Any
 
-from django.db import InterfaceError, OperationalError, connections, router, transaction
+from django.db import Error as DatabaseFault
+from django.db import connections, router, transaction
 
 from ..addresses import Address, parse_address
 from ..clock import read_now
 from ..errors import InvalidAddress, InvalidMail, UnknownAudience
 from ..models import Message, MessageJob
+from ..models.jobs import PROBLEMS_KEPT
 from .audience import find_audience
-from .draft import checked_json
+from .checked import checked_json
 from .enqueue import PIECE, check_merge_fields
+from .outage import may_try_again, one_line_of, passes, persist, sleep, waits
 
 logger = logging.getLogger("mailengine.expand")
 
 FOLLOW_BATCH = 1_000
+TRIES = 6
+"""For one piece of a job: 3 seconds, after which an audience whose own database is away holds up the others no more."""
 
 
 @dataclass
@@ -95,12 +100,14 @@ def expand_jobs(
             return False
         return True
 
-    _follow_jobs(report, must_stop=must_stop)
-    for job in MessageJob.objects.due().select_related("content"):
+    using = router.db_for_write(Message)
+    persist(lambda: _follow_jobs(report, must_stop=must_stop), using=using, must_stop=must_stop)
+    due = MessageJob.objects.due().select_related("content")
+    for job in persist(lambda: list(due), using=using, must_stop=must_stop):
         if must_stop():
             break
         _expand(job, report, limit=limit, must_stop=must_stop, on_progress=on_progress)
-    report.jobs_done = MessageJob.objects.finish()
+    report.jobs_done = persist(MessageJob.objects.finish, using=using, must_stop=must_stop)
     report.seconds = time.monotonic() - started_at
     return report
 
@@ -123,39 +130,87 @@ def _expand(
     must_stop: Callable[[], bool],
     on_progress: Callable[[ExpansionReport], None] | None,
 ) -> None:
-    if not job.start():
+    using = router.db_for_write(Message)
+    if not persist(job.start, using=using, must_stop=must_stop):
         return
     report.jobs += 1
     job.status = MessageJob.Status.EXPANDING
     try:
-        entries = _entries(job)
-        is_last = False
-        while not is_last:
-            if must_stop():
-                return
-            size = PIECE if limit is None else min(PIECE, limit - report.messages)
-            batch = list(islice(entries, size))
-            is_last = len(batch) < size
-            if any(entry.merge_data is not None for entry in batch):
-                check_merge_fields(job.subject, job.text, job.html)
-            if not _write(job, batch, report, is_last=is_last):
-                return  # another run has this piece, or the job was stopped
-            if on_progress is not None:
-                on_progress(report)
+        _expand_persistently(job, report, using=using, limit=limit, must_stop=must_stop, on_progress=on_progress)
     except (UnknownAudience, InvalidMail) as error:
-        _pause(job, str(error), report)
-    except (OperationalError, InterfaceError):
-        # A deadlock, or a database that went away, ours or an audience's: no fault of the job.
-        logger.exception("job %s is left for the next run", job.pk, extra={"job": job.pk})
-        report.postponed += 1
+        _pause(job, str(error), report, must_stop=must_stop)
     except Exception as error:
-        # An audience is the project's own code: its bug holds this job, with the traceback in the log, and no other.
-        logger.exception("job %s could not be expanded", job.pk, extra={"job": job.pk})
-        _pause(job, f"it could not be expanded: {type(error).__name__}: {error}", report)
+        if isinstance(error, DatabaseFault) and passes(error):
+            # A database that is away, ours or an audience's, is no fault of the job.
+            logger.warning("job %s is left to the next run: %s", job.pk, one_line_of(error), extra={"job": job.pk})
+            report.postponed += 1
+        else:
+            # An audience is the project's own code: its bug holds this job, with the traceback in the log, no other.
+            logger.exception("job %s could not be expanded", job.pk, extra={"job": job.pk})
+            _pause(job, f"it could not be expanded: {type(error).__name__}: {error}", report, must_stop=must_stop)
 
 
-def _pause(job: MessageJob, reason: str, report: ExpansionReport) -> None:
-    report.paused += MessageJob.objects.filter(pk=job.pk).pause(f"paused: {reason}")
+def _expand_persistently(
+    job: MessageJob,
+    report: ExpansionReport,
+    *,
+    using: str,
+    limit: int | None,
+    must_stop: Callable[[], bool],
+    on_progress: Callable[[ExpansionReport], None] | None,
+) -> None:
+    """Make the job's messages; after a database error that passes, go on where its cursor stands."""
+    pauses, failures = waits(), 0
+    while True:
+        start = job.cursor
+        try:
+            _expand_from_cursor(job, report, limit=limit, must_stop=must_stop, on_progress=on_progress)
+            return
+        except DatabaseFault as error:
+            failures = failures + 1 if job.cursor == start else 1
+            if failures >= TRIES or not may_try_again(error, using=using):
+                raise
+            logger.warning("job %s goes on after a database error: %s", job.pk, one_line_of(error))
+        sleep(next(pauses), must_stop=must_stop)
+        persist(lambda: _catch_up(job, report), using=using, must_stop=must_stop)
+
+
+def _catch_up(job: MessageJob, report: ExpansionReport) -> None:
+    """Read where the job stands: a commit whose answer was lost has moved its cursor, and is counted now."""
+    made, duplicates, malformed = job.message_count, job.duplicate_count, job.malformed_count
+    job.refresh_from_db(fields=["cursor", "message_count", "duplicate_count", "malformed_count", "problems"])
+    report.messages += job.message_count - made
+    report.duplicates += job.duplicate_count - duplicates
+    report.malformed += job.malformed_count - malformed
+
+
+def _expand_from_cursor(
+    job: MessageJob,
+    report: ExpansionReport,
+    *,
+    limit: int | None,
+    must_stop: Callable[[], bool],
+    on_progress: Callable[[ExpansionReport], None] | None,
+) -> None:
+    entries = _entries(job)
+    is_last = False
+    while not is_last:
+        if must_stop():
+            return
+        size = PIECE if limit is None else min(PIECE, limit - report.messages)
+        batch = list(islice(entries, size))
+        is_last = len(batch) < size
+        if any(entry.merge_data is not None for entry in batch):
+            check_merge_fields(job.subject, job.text, job.html)
+        if not _write(job, batch, report, is_last=is_last):
+            return  # another run has this piece, or the job was stopped
+        if on_progress is not None:
+            on_progress(report)
+
+
+def _pause(job: MessageJob, reason: str, report: ExpansionReport, *, must_stop: Callable[[], bool]) -> None:
+    jobs, using = MessageJob.objects.filter(pk=job.pk), router.db_for_write(Message)
+    report.paused += persist(lambda: jobs.pause(f"paused: {reason}"), using=using, must_stop=must_stop)
 
 
 def _write(job: MessageJob, batch: list[Entry], report: ExpansionReport, *, is_last: bool) -> bool:
@@ -175,7 +230,10 @@ def _write(job: MessageJob, batch: list[Entry], report: ExpansionReport, *, is_l
             finished=is_last,
         )
     job.cursor += len(batch)
-    job.problems = [*job.problems, *looked_through.problems]
+    job.problems = [*job.problems, *looked_through.problems][:PROBLEMS_KEPT]
+    job.message_count += made
+    job.duplicate_count += duplicates
+    job.malformed_count += len(looked_through.problems)
     report.messages += made
     report.duplicates += duplicates
     report.malformed += len(looked_through.problems)

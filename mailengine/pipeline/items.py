@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from ..models import Lease, Message
 from ..models.messages import Verdict
@@ -37,4 +38,10 @@ class Item:
     """Where it is, once begun."""
     number: int = 0
     """Of its attempt there."""
+    key: str = ""
+    """For a provider that takes an idempotency key: the same for each handover of which one may have arrived."""
+    key_since: datetime | None = None
+    """When the first handover with this key began."""
+    must_stay: bool = False
+    """It may have arrived at its provider a moment ago, who takes a key: no other provider yet, however urgent."""
     is_probe: bool = False

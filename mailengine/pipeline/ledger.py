@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
 from ..conf import Settings
 from ..consent.policy import refusals_for
-from ..consent.suppress import suppress
+from ..consent.suppress import lift, suppress
 from ..models import Attempt, Message, MessageJob, Suppression, Worker
-from ..models.attempts import Record
+from ..models.attempts import Record, Series
 from ..models.messages import Status, Verdict
 from ..outcomes import Kind, Outcome
+from ..providers.connection import takes_key
 from .composer import Composer
 from .health import Health, Result
 from .items import Item
 from .objection import leave_out, objection_to, pending_addresses, suppressed_addresses
 from .partial import note_outcomes, split_refused
 from .report import Report
-from .verdict import back, final, late, verdict_for
+from .verdict import back, final, if_alike, is_unclassified, late, verdict_for
 
 logger = logging.getLogger("mailengine.dispatch")
 
@@ -43,6 +44,8 @@ class Ledger:
     """Its callers wait: what can't be sent now is not sent later."""
     given_back: Counter[UUID] = field(default_factory=Counter)
     """How often each message of this run went back to the queue."""
+    _refused: set[UUID] = field(default_factory=set)
+    """Messages that this run has counted as dead or deferred."""
 
     # Begin
 
@@ -55,9 +58,13 @@ class Ledger:
         for item in ours:
             item.message.now = rows[item.message.pk].now
         records = Attempt.objects.records([item.message.pk for item in ours])
-        jobs, refusals = self._job_statuses(ours), self._refusals(ours)
+        jobs = self._job_statuses(ours)
+        # Of what can't be composed, nobody knows whom it is for.
+        refusals = self._refusals(item for item in ours if item.verdict is None)
+        series = self._series(records)
         begun = []
         for item in ours:
+            item.must_stay = self._must_stay(item.message, series)
             record = records.get(item.message.pk, Record())
             verdict = self._objection(item, record, jobs, refusals) or self._find_provider(item)
             if verdict is not None:
@@ -65,6 +72,7 @@ class Ledger:
             else:
                 item.number = record.last_number + 1
                 item.message.provider = item.provider
+                self._set_key(item, series)
                 begun.append(item)
         if begun:
             numbers = {item.message.pk: (item.number, item.provider) for item in begun}
@@ -83,11 +91,9 @@ class Ledger:
         message = item.message
         if record.accepted:
             return Verdict(Status.SENT, "the ledger says that it was sent")
-        if item.verdict is not None:
-            return item.verdict
         refused = refusals.get(message.stream, {})
         job_status = jobs.get(message.job_id) if message.job_id else None
-        verdict = objection_to(message, job_status=job_status, refusals=refused, settings=self.settings)
+        verdict = objection_to(message, job_status=job_status, refusals=refused, settings=self.settings) or item.verdict
         stopped = suppressed_addresses(message, refused)
         if verdict is None and stopped:
             leave_out(message, stopped)
@@ -97,14 +103,35 @@ class Ledger:
 
     def _find_provider(self, item: Item) -> Verdict | None:
         """Set the item's provider, or say what becomes of it when none can take it now."""
-        choice = self.health.choose(item.message, tried=item.tried)
+        others = set(self.settings.providers) - {item.message.provider} if item.must_stay else set()
+        choice = self.health.choose(item.message, tried=item.tried | others)
         while choice is not None and choice.is_probe and not self.health.start_probe(choice.alias):
             self.health.refresh(at_once=True)  # another process was quicker
-            choice = self.health.choose(item.message, tried=item.tried)
+            choice = self.health.choose(item.message, tried=item.tried | others)
         if choice is None:
             return self._back_to_the_queue(item, "no provider can be used now")
         item.provider, item.is_probe = choice.alias, choice.is_probe
         return None
+
+    def _series(self, records: Mapping[UUID, Record]) -> Mapping[tuple[UUID, str], Series]:
+        """What may have arrived at providers that take an idempotency key, of messages that were handed over before."""
+        if not records or not any(takes_key(alias) for alias in self.settings.providers):
+            return {}
+        return Attempt.objects.series(records)
+
+    def _must_stay(self, message: Message, series: Mapping[tuple[UUID, str], Series]) -> bool:
+        latest = series.get((message.pk, message.provider))
+        if latest is None or not message.uncertain_count or not takes_key(message.provider):
+            return False
+        window = self.settings.uncertain_window(message.stream, priority=message.priority)
+        return message.now - latest.ended_at < timedelta(seconds=window)
+
+    def _set_key(self, item: Item, series: Mapping[tuple[UUID, str], Series]) -> None:
+        item.key, item.key_since = "", None
+        if takes_key(item.provider):
+            first = series.get((item.message.pk, item.provider))
+            item.key = f"{item.message.pk}-{first.number if first else item.number}"
+            item.key_since = first.begun_at if first else item.message.now
 
     # End
 
@@ -112,11 +139,14 @@ class Ledger:
         """Enter what came of these handovers, and return those that are to begin elsewhere at once."""
         if not ended:
             return []
-        self.health.note(Result(item.provider, outcome, item.message.stream, item.is_probe) for item, outcome in ended)
+        ended, put_back = self._judged(ended)
         now = self.health.now
         Attempt.objects.end_many(((item.message.pk, item.number, outcome) for item, outcome in ended), now=now)
         elsewhere, sent = [], []
         for item, outcome in ended:
+            if is_unclassified(outcome):
+                extra = {"message_id": str(item.message.pk), "provider": item.provider}
+                logger.error("message %s: %s, which nobody foresaw", item.message.pk, outcome.code, extra=extra)
             self._suppress_bad_addresses(item.message, outcome)
             item.tried.add(item.provider)
             if outcome.elsewhere:
@@ -132,6 +162,8 @@ class Ledger:
                 settled = True
             elif is_ours and verdict is not None:
                 settled = self.conclude(item, verdict, outcome=outcome)
+            elif outcome.kind is Kind.UNCERTAIN:
+                settled = False  # it counts as that already, by the rescue or by its time
             else:
                 verdict = late(verdict, now=now)
                 settled = Message.objects.settle_late(item.message, verdict, number=item.number, outcome=outcome)
@@ -141,7 +173,36 @@ class Ledger:
         for item, _outcome in sent:
             self.report.sent_by[item.provider] += 1
             self._count(item, Status.SENT)
+        for provider, ids in put_back.items():
+            self._put_back(ids, provider)
         return elsewhere
+
+    def _judged(
+        self, ended: Sequence[tuple[Item, Outcome]]
+    ) -> tuple[list[tuple[Item, Outcome]], Mapping[str, Collection[UUID]]]:
+        """What came of these handovers in the light of what came before it, and what is to be put back by provider."""
+        recurring = [item.message.pk for item, outcome in ended if outcome.tries]
+        deferrals = Attempt.objects.deferrals(recurring) if recurring else {}
+        results = []
+        for item, outcome in ended:
+            earlier = [row for row in deferrals.get(item.message.pk, ()) if row.number < item.number]
+            message = item.message
+            judged = if_alike(outcome, earlier, provider=item.provider, attempt_count=message.attempt_count)
+            results.append(Result(item.provider, judged, message.stream, item.is_probe, message.recipient, message.pk))
+        judgement = self.health.note(results)
+        items = [item for item, _outcome in ended]
+        return list(zip(items, judgement.outcomes, strict=True)), judgement.put_back
+
+    def _put_back(self, ids: Collection[UUID], provider: str) -> None:
+        """Undo what refusals did that were meant for us."""
+        rows = Message.objects.put_back(ids, provider=provider)
+        addresses = {entry["address"].casefold() for row in rows for entry in row.recipients}
+        lift(addresses, reason=Suppression.Reason.REFUSED)
+        ours = [row for row in rows if row.pk in self._refused]
+        self._refused.difference_update(row.pk for row in ours)
+        self.given_back.update(row.pk for row in ours)
+        self.report.outcomes -= Counter(Status(row.status) for row in ours)
+        logger.warning("%s messages refused by %s are put back: it refuses us, not them", len(rows), provider)
 
     def _verdict(self, item: Item, outcome: Outcome) -> Verdict | None:
         verdict = verdict_for(
@@ -150,12 +211,13 @@ class Ledger:
             provider=item.provider,
             now=self.health.now,
             settings=self.settings,
-            another=self.health.another(item.message, tried=item.tried),
+            another=not item.must_stay and self.health.another(item.message, tried=item.tried),
             others_left=not item.refused_by.issuperset(self.settings.aliases_for(item.message.stream)),
             throttled_until=self.health.circuit(item.provider).throttled_until,
+            key_since=item.key_since,
         )
         if verdict is not None and verdict.keeps_due_time:
-            return self._back_to_the_queue(item, verdict.reason)
+            return self._back_to_the_queue(item, verdict.reason, has_failed=not outcome.is_local)
         return verdict
 
     def _suppress_bad_addresses(self, message: Message, outcome: Outcome) -> None:
@@ -175,7 +237,7 @@ class Ledger:
         if not Message.objects.settle(item.message, verdict, lease=item.lease, outcome=outcome):
             return False
         is_new = verdict.spends_attempt or verdict.is_uncertain_handover
-        if verdict.status == item.message.claimed_from and not is_new:
+        if verdict.is_asked_again or (verdict.status == item.message.claimed_from and not is_new):
             self.given_back[item.message.pk] += 1
             return True
         self._count(item, verdict.status)
@@ -183,10 +245,12 @@ class Ledger:
 
     def _count(self, item: Item, status: Status) -> None:
         self.report.outcomes[status] += 1
-        extra = {"message": str(item.message.pk), "status": str(status), "provider": item.provider}
+        if status in {Status.DEAD, Status.DEFERRED}:
+            self._refused.add(item.message.pk)
+        extra = {"message_id": str(item.message.pk), "status": str(status), "provider": item.provider}
         logger.info("message %s: %s", item.message.pk, status, extra=extra)
 
-    def _back_to_the_queue(self, item: Item, reason: str) -> Verdict:
+    def _back_to_the_queue(self, item: Item, reason: str, *, has_failed: bool = True) -> Verdict:
         """It stays due, so that it goes as soon as a provider can take it; but not over and over in one run.
 
         A probe that failed leaves the next one to another message: should it be its own doing, that shows it.
@@ -194,7 +258,7 @@ class Ledger:
         now = self.health.now
         interval = timedelta(seconds=max(self.settings.probe_interval_seconds, 1))
         until = None
-        if item.is_probe and self.health.others_wait(item.message):
+        if item.is_probe and has_failed and self.health.others_wait(item.provider):
             until = now + 2 * interval
         elif self.given_back[item.message.pk] >= self.settings.unhealthy_threshold:
             until = now + interval

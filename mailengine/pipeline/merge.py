@@ -13,6 +13,7 @@ from functools import lru_cache
 from django.utils.html import escape
 
 from ..errors import InvalidMail
+from ..headers import UNSAFE, UNSTORABLE, header_text
 
 FIELD = re.compile(
     r"""
@@ -22,8 +23,6 @@ FIELD = re.compile(
     """,
     re.VERBOSE,
 )
-# What ends a header line somewhere, or can't be encoded into one.
-UNSAFE_IN_HEADERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -81,18 +80,20 @@ def compile_words(text: str) -> Words:
 def render_header(words: Words, data: Mapping[str, object]) -> str:
     """The text for a header. Raises InvalidMail for a value that could begin another header; it is named, not shown."""
     for part in words.parts:
-        if isinstance(part, Field) and UNSAFE_IN_HEADERS.search(part.value_in(data) or ""):
+        if isinstance(part, Field) and UNSAFE.search(part.value_in(data) or ""):
             raise InvalidMail(
                 f"{{{{ {part.name} }}}} brings a line break or control character into a header."
                 " Remove it from the merge data."
             )
-    return words.render(data, html=False)
+    return header_text("the subject with its merge data", words.render(data, html=False))
 
 
 def _fill(field: Field, data: Mapping[str, object], *, html: bool) -> str:
     value = field.value_in(data)
     if value is None:
         return field.default
+    if UNSTORABLE.search(value):
+        raise InvalidMail(f"{{{{ {field.name} }}}} brings a character that no mail can carry. Remove it.")
     return escape(value) if html else value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from ..conf import Settings
-from ..models import Message, MessageJob
+from ..models import Message, MessageJob, Priority
 from ..models.messages import Status, Verdict
 from .verdict import back
 
@@ -34,6 +34,10 @@ def objection_to(
         return Verdict(Status(message.claimed_from), "its job is paused", available_at=None)
     if was_uncertain and message.provider not in settings.providers:
         return Verdict(Status.UNCERTAIN, f"its provider {message.provider!r} is no longer configured; {KEPT}")
+    must_stay = was_uncertain and message.priority > Priority.URGENT  # urgent mail may go by another
+    if must_stay and message.provider not in settings.aliases_for(message.stream):
+        reason = f"its provider {message.provider!r} carries no {message.stream} mail any more; {KEPT}"
+        return Verdict(Status.UNCERTAIN, reason)
     if pending := pending_addresses(message):
         stopped = suppressed_addresses(message, refusals)
         if len(stopped) == len(pending):

@@ -8,7 +8,6 @@ from datetime import datetime
 from ..conf import Settings
 from ..ids import uuid7
 from ..models import Message
-from ..models.messages import Status
 from ..outcomes import Kind, Outcome
 from .verdict import verdict_for
 
@@ -34,9 +33,10 @@ def _outcome_of(entry: Mapping[str, str], kind: Kind, refusals: Mapping[str, Kin
 
 
 def split_refused(message: Message, outcome: Outcome, *, now: datetime, settings: Settings) -> list[Message]:
-    """Of a message that others accepted, make each address that was refused for now a message of its own, deferred.
+    """Of a message that others accepted, make each address that was refused for now a message of its own.
 
-    It has the same headers, and that address alone in its envelope. They are returned.
+    It has the same headers, and that address alone in its envelope; it is deferred, or a dead letter when this was its
+    last try. They are returned.
     """
     made: list[Message] = []
     if outcome.kind is not Kind.ACCEPTED:
@@ -63,7 +63,7 @@ def split_refused(message: Message, outcome: Outcome, *, now: datetime, settings
             created_at=message.created_at,
         )
         verdict = verdict_for(alone, refusal, provider=message.provider, now=now, settings=settings, another=False)
-        if verdict is None or verdict.status != Status.DEFERRED:
+        if verdict is None:
             continue
         alone.status, alone.reason, alone.available_at = verdict.status, verdict.reason, verdict.available_at
         alone.attempt_count, alone.deferred_since, alone.provider = 1, now, message.provider

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-import threading
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from threading import Event
 from typing import Any
 
-from ..errors import MailengineError
+from ..errors import DatabaseLost
 from .report import Report
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -20,11 +20,28 @@ LOOK_SECONDS = 0.1
 """How soon a stop event is seen."""
 
 
+class StopFlag(Event):
+    """An event for signal handlers, which may run at any instant, even within each other.
+
+    `Event.set()` takes a lock, and a second signal would wait for ever for the first. Nobody can `wait()` for this one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.was_set = False
+
+    def set(self) -> None:
+        self.was_set = True
+
+    def is_set(self) -> bool:
+        return self.was_set
+
+
 def dispatch_in_processes(command: str, *, count: int, limit: int | None, stop: Event, **options: Any) -> Report:
     """The added reports of `count` processes that share the work; `limit` is divided among them.
 
-    `options` are those of `Dispatcher`. Raises `MailengineError` when one of them failed; the others have finished
-    then.
+    `options` are those of `Dispatcher`. One that fails or is killed takes no other with it: `failed` of the report says
+    how it ended. What it had recorded stays so, and what it held is rescued by a later run.
     """
     started_at = time.monotonic()
     context = multiprocessing.get_context("spawn")  # a fork would share this process's database connection
@@ -48,17 +65,20 @@ def dispatch_in_processes(command: str, *, count: int, limit: int | None, stop: 
             for process in alive:
                 process.terminate()  # SIGTERM: what is in flight ends first
         wait([process.sentinel for process in alive], timeout=LOOK_SECONDS)
-    failed = []
     for process, pipe in team:
-        process.join()
-        if process.exitcode == 0:
+        with suppress(EOFError, OSError):  # killed before it could say what it did, or in the middle of that
             total.add(pipe.recv())
-        else:
-            failed.append(process.name)
+        process.join()
+        if process.exitcode:
+            total.failed.append(f"{process.name} {_ending(process.exitcode)}")
     total.seconds = time.monotonic() - started_at
-    if failed:
-        raise MailengineError(f"{', '.join(failed)} failed, see above; what they held is rescued by a later run.")
     return total
+
+
+def _ending(exitcode: int) -> str:
+    if exitcode < 0:
+        return f"was killed by signal {-exitcode} ({signal.strsignal(-exitcode)})"
+    return "failed, see above"
 
 
 @contextmanager
@@ -73,7 +93,7 @@ def _signals_blocked() -> Iterator[None]:
 
 def _work(pipe: Connection, command: str, options: dict[str, Any]) -> None:
     """What each process does."""
-    stop = threading.Event()
+    stop = StopFlag()
     for number in SIGNALS:
         signal.signal(number, lambda *_: stop.set())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -82,4 +102,12 @@ def _work(pipe: Connection, command: str, options: dict[str, Any]) -> None:
     django.setup()
     from .dispatch import Dispatcher  # it imports models, which have to wait for the line above
 
-    pipe.send(Dispatcher(command, stop=stop, **options).run().as_dict())
+    dispatcher = Dispatcher(command, stop=stop, **options)
+    try:
+        dispatcher.run()
+    except DatabaseLost as error:
+        sys.exit(f"{multiprocessing.current_process().name}: {error}")
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # it ends anyway, and well
+        pipe.send(dispatcher.report)

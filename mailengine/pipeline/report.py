@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -25,21 +24,26 @@ class Report:
     """Why it ended: done, limit, max_time, signal."""
     is_blocked: bool = False
     """Mail is due, and no provider can take it now."""
+    failed: list[str] = field(default_factory=list)
+    """The processes that did not end well, and how each ended."""
 
     @property
     def is_empty(self) -> bool:
         return not (self.outcomes or self.rescued or self.expired or self.is_blocked)
 
-    def add(self, other: Mapping[str, Any]) -> None:
-        """Add the counts of another process's report, as its `as_dict()` gave them."""
-        self.outcomes.update(other["outcomes"])
-        self.sent_by.update(other["providers"])
-        self.rescued += other["rescued"]
-        self.expired += other["expired"]
-        self.jobs_done += other["jobs_done"]
-        self.is_blocked = self.is_blocked or other["is_blocked"]
-        if other["stopped"] != "done":
-            self.stopped = other["stopped"]
+    def add(self, other: Report) -> None:
+        """Add the counts of another process."""
+        self.outcomes.update(other.outcomes)
+        self.sent_by.update(other.sent_by)
+        self.rescued += other.rescued
+        self.expired += other.expired
+        self.jobs_done += other.jobs_done
+        self.is_blocked = self.is_blocked or other.is_blocked
+        if other.stopped != "done":
+            self.stopped = other.stopped
+
+    def copy(self) -> Report:
+        return replace(self, outcomes=self.outcomes.copy(), sent_by=self.sent_by.copy())
 
     def as_dict(self) -> dict[str, Any]:
         return {

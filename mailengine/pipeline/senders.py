@@ -11,36 +11,48 @@ import threading
 import time
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 from django.core.mail import EmailMessage
 
-from ..outcomes import Outcome
+from ..outcomes import Kind, Outcome
 from ..providers.connection import Connection
 
 COMPANY_SECONDS = 0.01
 """How long an outcome waits for others to share its commit: of the order of what a commit takes."""
 
+OVERDUE = Outcome(Kind.UNCERTAIN, code="overdue", detail="its backend had not come back when its time was over")
+NO_SENDER = Outcome(Kind.UNAVAILABLE, code="no thread", is_local=True)
+
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task(Generic[T]):
     """One handover, with what the owner wants to remember of it."""
 
     ticket: T
     email: EmailMessage
     connection: Connection
+    until: float | None = None
+    key: str = ""
 
 
 class Team(Generic[T]):
-    """Up to `size` threads, started when there is work for them."""
+    """Up to `size` threads, started when there is work for them.
 
-    def __init__(self, size: int) -> None:
+    A backend that does not keep to the end of its handover costs its thread, and nobody else's time: after
+    `grace_seconds` more the handover counts as uncertain, and another thread takes the place.
+    """
+
+    def __init__(self, size: int, *, grace_seconds: float = float("inf")) -> None:
         self.size = size
+        self.grace_seconds = grace_seconds
         self.in_flight: dict[str, int] = defaultdict(int)
+        self._tasks: set[Task[T]] = set()
+        self._overdue: set[Task[T]] = set()
         self._threads: list[threading.Thread] = []
         self._inbox: SimpleQueue[Task[T] | Connection | None] = SimpleQueue()
         self._outbox: SimpleQueue[tuple[Task[T], Outcome]] = SimpleQueue()
@@ -54,29 +66,59 @@ class Team(Generic[T]):
     def idle_count(self) -> int:
         return self.size - self.busy_count
 
-    def send(self, ticket: T, email: EmailMessage, alias: str) -> None:
-        """Let an idle sender hand this email to the provider `alias`."""
+    def send(self, ticket: T, email: EmailMessage, alias: str, *, until: float | None = None, key: str = "") -> None:
+        """Let an idle sender hand this email to the provider `alias`; `until` and `key` as in `hand_over()`."""
         idle = self._idle[alias]
         connection = idle.pop() if idle else Connection(alias)
+        task = Task(ticket, email, connection, until, key)
         self.in_flight[alias] += 1
-        if len(self._threads) < self.busy_count:
-            thread = threading.Thread(target=self._work, name=f"mailengine-{len(self._threads) + 1}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        self._inbox.put(Task(ticket, email, connection))
+        self._tasks.add(task)
+        if len(self._threads) < self.busy_count + len(self._overdue):
+            try:
+                self._start_thread()
+            except RuntimeError as error:  # this host has none left; a sender that is busy may take the task later
+                if len(self._threads) <= len(self._overdue):
+                    self._outbox.put((task, replace(NO_SENDER, detail=str(error))))
+                    return
+        self._inbox.put(task)
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._work, name=f"mailengine-{len(self._threads) + 1}", daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def collect(self, *, wait_seconds: float) -> list[tuple[T, Outcome]]:
-        """The handovers that have ended; waits for the first for so long, and for its company a few milliseconds."""
+        """The handovers that have ended; waits for the first for so long, and for its company a few milliseconds.
+
+        One that was overdue comes a second time, should its backend come back with more than a doubt.
+        """
         found: list[tuple[T, Outcome]] = []
         ends_at = time.monotonic() + wait_seconds
         with suppress(Empty):
-            while self.busy_count or wait_seconds:
+            while self.busy_count or self._overdue or wait_seconds:
                 task, outcome = self._outbox.get(timeout=max(ends_at - time.monotonic(), 0))
-                self.in_flight[task.connection.alias] -= 1
                 self._idle[task.connection.alias].append(task.connection)
+                if task in self._overdue:
+                    self._overdue.remove(task)
+                    if outcome.kind is Kind.UNCERTAIN:
+                        continue
+                else:
+                    self._free(task)
                 found.append((task.ticket, outcome))
                 ends_at = min(ends_at, time.monotonic() + COMPANY_SECONDS)
-        return found
+        return found + self._give_up()
+
+    def _give_up(self) -> list[tuple[T, Outcome]]:
+        now = time.monotonic()
+        overdue = [t for t in self._tasks if t.until is not None and now > t.until + self.grace_seconds]
+        for task in overdue:
+            self._free(task)
+            self._overdue.add(task)
+        return [(task.ticket, OVERDUE) for task in overdue]
+
+    def _free(self, task: Task[T]) -> None:
+        self._tasks.remove(task)
+        self.in_flight[task.connection.alias] -= 1
 
     def close(self) -> None:
         """Close the idle connections and let the threads end; those still sending are left to their deadline."""
@@ -86,7 +128,7 @@ class Team(Generic[T]):
         self._idle.clear()
         for _thread in self._threads:
             self._inbox.put(None)
-        if not self.busy_count:
+        if not self.busy_count and not self._overdue:
             for thread in self._threads:
                 thread.join(timeout=10)
 
@@ -95,4 +137,4 @@ class Team(Generic[T]):
             if isinstance(task, Connection):
                 task.close()
                 continue
-            self._outbox.put((task, task.connection.hand_over(task.email)))
+            self._outbox.put((task, task.connection.hand_over(task.email, until=task.until, key=task.key)))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 from ..conf import Settings
-from ..models import Message, Priority
+from ..models import Attempt, Message, Priority
 from ..models.messages import Status, Verdict
 from ..outcomes import Kind, Outcome
 from .retry import next_try_at
 
 SECOND_UNCERTAIN = 2
 """Uncertain handovers after which only a person can say what to do."""
+
+REPEATABLE = timedelta(hours=12)
+"""For so long we rely on a provider to know an idempotency key again: half of what the shortest promise, 24 hours."""
 
 
 def verdict_for(
@@ -25,11 +29,13 @@ def verdict_for(
     another: bool,
     others_left: bool = False,
     throttled_until: datetime | None = None,
+    key_since: datetime | None = None,
 ) -> Verdict | None:
     """What becomes of the message, or None to ask the next provider at once.
 
     `another`: a provider that it has not been to can take it now; `others_left`: one that has not refused it might
-    later. `throttled_until`: until when the one it was at wants to be left alone.
+    later. `throttled_until`: until when the one it was at wants to be left alone. `key_since`: when it was first
+    handed over with its idempotency key.
     """
     match outcome.kind:
         case Kind.ACCEPTED:
@@ -39,10 +45,13 @@ def verdict_for(
                 return None
             if outcome.elsewhere and others_left and _may_change_provider(message):
                 return _deferred(message, outcome, now=now, settings=settings)
-            status = Status.CANCELLED if outcome.cancelled else Status.DEAD
-            return Verdict(status, f"{'cancelled' if outcome.cancelled else 'refused'}: {outcome}")
+            if outcome.cancelled:
+                return Verdict(Status.CANCELLED, f"cancelled: {outcome}")
+            return Verdict(Status.DEAD, f"{'unclassified' if is_unclassified(outcome) else 'refused'}: {outcome}")
         case Kind.DEFERRED:
             return _deferred(message, outcome, now=now, settings=settings)
+        case Kind.UNAVAILABLE if outcome.is_local:
+            return back(message, f"local: {outcome}", now=now, settings=settings)
         case Kind.UNAVAILABLE | Kind.MISCONFIGURED:
             if another and _may_change_provider(message):
                 return None
@@ -52,8 +61,32 @@ def verdict_for(
                 return None
             reason = f"throttled: {provider}: {outcome}"
             return back(message, reason, now=now, settings=settings, until=throttled_until)
+        case Kind.UNCERTAIN if outcome.is_repeatable and key_since is not None and now - key_since < REPEATABLE:
+            reason = f"uncertain: {provider}: {outcome}; asked again with the same idempotency key"
+            return Verdict(Status.UNCERTAIN, reason, available_at=now, is_asked_again=True)
         case Kind.UNCERTAIN:
             return uncertain(message, f"uncertain: {provider}: {outcome}", now=now, settings=settings)
+
+
+def if_alike(outcome: Outcome, earlier: Iterable[Attempt], *, provider: str, attempt_count: int) -> Outcome:
+    """The outcome of a handover to `provider`, or what it turns into when it has come as often as it says.
+
+    `earlier` are the deferred attempts of the message before it, of which `attempt_count` are since a person had a
+    hand in it.
+    """
+    # What blames a provider must be said by that provider; what blames the message may be said by any.
+    alike = [
+        attempt
+        for attempt in earlier
+        if attempt.code == outcome.code and (outcome.then is not Kind.MISCONFIGURED or attempt.provider == provider)
+    ]
+    times = min(len(alike), attempt_count) + 1
+    return replace(outcome, kind=outcome.then) if 0 < outcome.tries <= times else outcome
+
+
+def is_unclassified(outcome: Outcome) -> bool:
+    """Whether it was an exception that nobody foresaw: a bug, which may be of one message or of a backend."""
+    return outcome.tries > 0 and not outcome.phase
 
 
 def back(message: Message, reason: str, *, now: datetime, settings: Settings, until: datetime | None = None) -> Verdict:
@@ -80,7 +113,8 @@ def final(verdict: Verdict) -> Verdict:
         case Status.QUEUED | Status.DEFERRED:
             return Verdict(Status.DEAD, verdict.reason, spends_attempt=verdict.spends_attempt)
         case Status.UNCERTAIN:
-            return replace(verdict, available_at=None, keeps_due_time=False)
+            is_new = verdict.is_uncertain_handover or verdict.is_asked_again
+            return Verdict(Status.UNCERTAIN, verdict.reason, is_uncertain_handover=is_new)
         case _:
             return verdict
 
@@ -109,6 +143,8 @@ def window_seconds(message: Message, *, settings: Settings) -> float | None:
 def _deferred(message: Message, outcome: Outcome, *, now: datetime, settings: Settings) -> Verdict:
     attempts = message.attempt_count + 1
     lifetime_seconds = settings.policy_for(message.stream).lifetime_seconds
+    if outcome.retry_after_seconds == 0 and not message.attempt_count:
+        return Verdict(Status.DEFERRED, f"deferred: {outcome}", available_at=now, spends_attempt=True)
     due_at = next_try_at(
         attempts,
         failed_at=now,

@@ -6,14 +6,19 @@ import re
 import smtplib
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 
 from ..backends.smtp import Phase, phase_of
 from ..compat import get_mailer
+from ..conf import get_settings
+from ..deadline import Deadline
 from ..outcomes import Kind, Outcome
+from . import http
 from .classify import outcome_of_error, outcome_of_return
+from .esp import esp_name
 
 IDLE_SECONDS = 30.0
 """A connection unused for longer is made anew: servers close idle ones, and over HTTP we could not tell that from a
@@ -21,6 +26,7 @@ request that got lost."""
 
 _STILL_USABLE = re.compile(r"HTTP \d|4\d\d|5[1-9]\d")
 """Codes of proper answers; after 50x an SMTP server and we are out of step."""
+TOO_LATE = Outcome(Kind.UNAVAILABLE, code="deadline", is_local=True)
 _LEFT_BY_A_BACKEND = ("anymail_status", "mailengine_refusals", "mailengine_sha256")
 
 
@@ -32,20 +38,30 @@ class Connection:
         self._backend: BaseEmailBackend | None = None
         self._used_at = 0.0
 
-    def hand_over(self, email: EmailMessage) -> Outcome:
+    def hand_over(self, email: EmailMessage, *, until: float | None = None, key: str = "") -> Outcome:
         """Send this one email, and say what became of it; no provider's failure is raised.
 
+        It is over at `until`, an instant on `time.monotonic()`, or else SEND_DEADLINE_SECONDS from now; with an
+        SMTPBackend and with Anymail's backends over requests, that is: others have their own timeouts and no more.
         If the server closed a kept connection before it heard of this email, the email goes by a new one.
+        Where `takes_key(alias)`, the request carries `key`, and an uncertain outcome is repeatable.
         """
-        if self._backend is not None and time.monotonic() - self._used_at > IDLE_SECONDS:
-            self.close()
-        was_open = self._backend is not None
-        outcome, error = self._try(email)
-        if was_open and _closed_in_between(error):
-            self.close()
-            outcome, error = self._try(email)
-        if _leaves_doubt(outcome):
-            self.close()
+        if until is None:
+            until = time.monotonic() + get_settings().send_deadline_seconds
+        if time.monotonic() >= until:
+            return replace(TOO_LATE, detail="Its time was over before anything was sent.")
+        with Deadline(until) as deadline:
+            if self._backend is not None and time.monotonic() - self._used_at > IDLE_SECONDS:
+                self.close()
+            was_open = self._backend is not None
+            outcome, error = self._try(email, key)
+            if was_open and _closed_in_between(error):
+                self.close()
+                outcome, error = self._try(email, key)
+            if deadline.has_passed:
+                outcome = _cut_off(outcome, error, deadline)
+            if deadline.has_passed or _leaves_doubt(outcome):
+                self.close()
         self._used_at = time.monotonic()
         return outcome
 
@@ -56,19 +72,21 @@ class Connection:
             with suppress(Exception):
                 backend.close()
 
-    def _try(self, email: EmailMessage) -> tuple[Outcome, Exception | None]:
+    def _try(self, email: EmailMessage, key: str) -> tuple[Outcome, Exception | None]:
         # One email object may have been at other providers before: what they left on it is not this one's word.
         for name in _LEFT_BY_A_BACKEND:
             vars(email).pop(name, None)
-        opening = True
+        opening, carried = True, False
         try:
             backend = self._open()
             opening = False
-            sent_count = backend.send_messages([email])
+            with http.carrying(backend, key) as carried:
+                sent_count = backend.send_messages([email])
         # The one broad except: a backend is anybody's code, and its worst bug may cost this mail time, but not the
         # thread that all other mail goes by.
         except Exception as error:  # noqa: BLE001
-            return outcome_of_error(error, email=email, opening=opening), error
+            outcome = outcome_of_error(error, email=email, opening=opening)
+            return replace(outcome, is_repeatable=carried and outcome.kind is Kind.UNCERTAIN), error
         return outcome_of_return(email, sent_count), None
 
     def _open(self) -> BaseEmailBackend:
@@ -77,20 +95,35 @@ class Connection:
             if "fail_silently" in vars(backend):
                 backend.fail_silently = False  # whatever its OPTIONS say: a failure that nobody hears of is lost mail
             self._backend = backend
+            http.prepare(backend)
             backend.open()
-            session = getattr(backend, "session", None)
-            if session is not None:
-                session.max_redirects = 0  # one request for one attempt: to follow a redirect would be another
+            http.hold(backend)
         return self._backend
 
 
+def takes_key(alias: str) -> bool:
+    """Whether the provider `alias` honours an idempotency key; by its entry of `MAILERS`, nothing is opened."""
+    return esp_name(alias) in http.KEY_HEADERS
+
+
 def _closed_in_between(error: Exception | None) -> bool:
-    """Whether the server had closed the connection, or did so at MAIL: then it never heard of the email."""
+    """Whether the server had closed the connection, or did so at MAIL: then it never heard of the email.
+
+    A line too long, or one without a code, is what was left over from the mail before.
+    """
     if error is None or phase_of(error) not in {Phase.EHLO, Phase.MAIL}:
         return False
     if isinstance(error, smtplib.SMTPSenderRefused):
-        return error.smtp_code == 421
-    return isinstance(error, smtplib.SMTPServerDisconnected)
+        return error.smtp_code == 421 or not 400 <= error.smtp_code <= 599
+    return isinstance(error, smtplib.SMTPServerDisconnected) or type(error) is smtplib.SMTPResponseException
+
+
+def _cut_off(outcome: Outcome, error: Exception | None, deadline: Deadline) -> Outcome:
+    """With the reason, where no provider's answer gave one: over HTTP it looks as if the provider had hung up."""
+    is_answer = error is None or phase_of(error) is not None or outcome.code.startswith("HTTP")
+    if is_answer or outcome.kind not in {Kind.UNAVAILABLE, Kind.UNCERTAIN}:
+        return outcome
+    return replace(outcome, code=TimeoutError.__name__, detail=str(deadline))
 
 
 def _leaves_doubt(outcome: Outcome) -> bool:

@@ -9,14 +9,16 @@ import sys
 import threading
 import time
 import uuid
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email import message_from_bytes
-from email.policy import HTTP
+from email.policy import HTTP, default
 from email.utils import getaddresses
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain, repeat
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -27,6 +29,12 @@ class Fault(Enum):
     HANG_UP = "hang up"  # without having accepted anything
     ACCEPT_AND_HANG_UP = "accept and hang up"
     ACCEPT_IN_SILENCE = "accept in silence"  # until the client gives up
+    HANG = "hang"  # until the client gives up, without having accepted anything
+    DRIP = "drip"  # accept, and answer byte by byte, without an end
+
+
+DRIP_SECONDS = 0.05
+"""Between two bytes of an answer that drips."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,8 @@ class Mail:
     mailengine_id: str
     fields: Mapping[str, Any]
     """The call itself: the JSON body, or the form with a list for each name."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Those of the request, their names in lower case."""
     at: float = field(default_factory=time.monotonic, compare=False)
     """When it came, on this process's monotonic clock."""
 
@@ -59,12 +69,20 @@ class ESPServer:
             esp.behave = every(2, Answer(503))
 
     `behave` is given each mail and returns an `Answer`, a `Fault`, or None to accept it; it runs in the threads of the
-    connections, one at a time. Addresses in `inactive` are refused the way each ESP does. Only what was accepted is
-    in `accepted`; `calls` counts all.
+    connections, one at a time. `on_accepted` is given each one that is accepted, before its sender hears of it; it
+    runs in the thread of the connection, perhaps in several at once.
+    Addresses in `inactive` are refused the way each ESP does. Only what was accepted is in `accepted`; `calls` counts
+    all. An idempotency key is honoured by the ESPs that do.
     """
 
-    def __init__(self, *, behave: Callable[[Mail], Answer | Fault | None] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        behave: Callable[[Mail], Answer | Fault | None] | None = None,
+        on_accepted: Callable[[Mail], None] | None = None,
+    ) -> None:
         self.behave = behave
+        self.on_accepted = on_accepted
         self.delay_seconds = 0.0
         """How long each answer takes."""
         self.inactive: set[str] = set()
@@ -74,6 +92,7 @@ class ESPServer:
         self.host = "127.0.0.1"
         self.port = 0
         self._lock = threading.Lock()
+        self._keys: dict[str, _Remembered] = {}
         self._sockets: set[socket.socket] = set()
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
@@ -85,7 +104,8 @@ class ESPServer:
     def mailer(self, esp: str, **options: Any) -> dict[str, Any]:
         """An entry of `MAILERS` for this ESP's real Anymail backend that sends here, with these OPTIONS besides."""
         api = ESPS[esp]
-        options = {"api_url": self.url + api.root, "timeout": 5, **api.options, **options}
+        timeout = options.pop("timeout", 5)
+        options = {**api.options(self.url + api.root, timeout), **options}
         return {"BACKEND": f"anymail.backends.{esp}.EmailBackend", "OPTIONS": options}
 
     def down(self) -> None:
@@ -120,25 +140,54 @@ class ESPServer:
     def __exit__(self, *exc_info: object) -> None:
         self.down()
 
-    def _answer(self, path: str, content_type: str, body: bytes) -> Answer | Fault:
+    def _answer(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer | Fault:
         for esp, api in ESPS.items():
             if re.fullmatch(re.escape(api.root) + api.path, path):
-                return self._answer_as(esp, api, _fields(content_type, body))
+                fields = _fields(headers.get("content-type", ""), body)
+                addresses, mailengine_id = api.read(fields)
+                recipients = tuple(address for _, address in getaddresses(addresses))
+                mail = Mail(esp, recipients, mailengine_id, fields, headers)
+                key = headers.get(api.key_header, "") if api.key_header else ""
+                return self._answer_to(mail, api, key=key, body=body)
         return Answer(404, {"message": f"No such path: {path}"})
 
-    def _answer_as(self, esp: str, api: API, fields: Mapping[str, Any]) -> Answer | Fault:
-        addresses, mailengine_id = api.read(fields)
-        recipients = tuple(address for _, address in getaddresses(addresses))
-        mail = Mail(esp, recipients, mailengine_id, fields)
+    def _answer_to(self, mail: Mail, api: API, *, key: str, body: bytes) -> Answer | Fault:
         with self._lock:
             self.calls += 1
             happens = self.behave(mail) if self.behave is not None else None
-            if isinstance(happens, Answer) or happens is Fault.HANG_UP:
+            if isinstance(happens, Answer) or happens in {Fault.HANG_UP, Fault.HANG}:
                 return happens
-            accepted, answer = api.answer(mail, [address for address in recipients if address in self.inactive])
+            if key in self._keys:
+                return happens or self._keys[key].answer_to(body)
+            accepted, answer = api.answer(mail, [address for address in mail.recipients if address in self.inactive])
             if accepted:
                 self.accepted.append(mail)
+                if key:
+                    self._keys[key] = _Remembered(body, answer)
+        if accepted and self.on_accepted is not None:
+            self.on_accepted(mail)
+        if key in self._keys:
+            self._keys[key].is_done = True
         return happens or answer
+
+
+@dataclass
+class _Remembered:
+    """The first call with an idempotency key, as Resend remembers it: https://resend.com/docs/api-reference/errors."""
+
+    body: bytes
+    answer: Answer
+    is_done: bool = False
+
+    def answer_to(self, body: bytes) -> Answer:
+        """What a later call with the same key is told."""
+        if body != self.body:
+            text = "Same idempotency key used with a different request payload."
+            return _resend_error(409, "invalid_idempotent_request", text)
+        if not self.is_done:
+            text = "Same idempotency key used while original request is still in progress."
+            return _resend_error(409, "concurrent_idempotent_requests", text)
+        return self.answer
 
 
 def every(number: int, fault: Answer | Fault) -> Callable[[Mail], Answer | Fault | None]:
@@ -166,12 +215,14 @@ class API:
     root: str
     """Of its URLs; the rest of the one it sends by is `path`, a regular expression."""
     path: str
-    options: Mapping[str, Any]
-    """OPTIONS that its Anymail backend can't do without."""
+    options: Callable[[str, float], Mapping[str, Any]]
+    """The URL of its root here, and a timeout -> OPTIONS that its Anymail backend can't do without."""
     read: Callable[[Mapping[str, Any]], tuple[list[str], str]]
     """Fields of a call -> the addresses, as they are written there, and the mailengine id."""
     answer: Callable[[Mail, list[str]], tuple[bool, Answer]]
     """A mail and its inactive recipients -> whether it is accepted, for the others at least, and what is said."""
+    key_header: str = ""
+    """The header that carries an idempotency key, in lower case, where it honours one."""
 
 
 def _mailgun_read(fields: Mapping[str, Any]) -> tuple[list[str], str]:
@@ -222,25 +273,85 @@ def _sendgrid_answer(mail: Mail, inactive: list[str]) -> tuple[bool, Answer]:
     return True, Answer(202, headers={"X-Message-Id": uuid.uuid4().hex})
 
 
+def _amazon_ses_read(fields: Mapping[str, Any]) -> tuple[list[str], str]:
+    destination = fields.get("Destination", {})
+    addresses = [address for name in ("To", "Cc", "Bcc") for address in destination.get(f"{name}Addresses", [])]
+    message = message_from_bytes(b64decode(fields["Content"]["Raw"]["Data"]), policy=default)
+    return addresses, _id_in_headers({name: str(value) for name, value in message.items()})
+
+
+def _amazon_ses_answer(mail: Mail, inactive: list[str]) -> tuple[bool, Answer]:
+    if inactive:
+        return False, Answer(400, {"message": "Illegal address"}, {"x-amzn-ErrorType": "BadRequestException"})
+    return True, Answer(200, {"MessageId": str(uuid.uuid4())})
+
+
+def _amazon_ses_options(url: str, timeout: float) -> dict[str, Any]:
+    config = {"connect_timeout": timeout, "read_timeout": timeout}
+    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+    return {"client_params": {"endpoint_url": url, "region_name": "eu-west-1", "config": config, **keys}}
+
+
+def _resend_read(fields: Mapping[str, Any]) -> tuple[list[str], str]:
+    addresses = [address for name in ("to", "cc", "bcc") for address in fields.get(name, [])]
+    return addresses, _id_in_headers(fields.get("headers", {}))
+
+
+def _resend_answer(mail: Mail, inactive: list[str]) -> tuple[bool, Answer]:
+    if inactive:
+        return False, _resend_error(422, "validation_error", "Invalid `to` field.")
+    return True, Answer(200, {"id": str(uuid.uuid4())})
+
+
+def _resend_error(status: int, name: str, message: str) -> Answer:
+    return Answer(status, {"statusCode": status, "name": name, "message": message})
+
+
+def _id_in_headers(headers: Mapping[str, str]) -> str:
+    """Anymail keeps metadata in a header of the mail where the ESP has no place for it."""
+    metadata = json.loads(headers.get("X-Metadata", "{}"))
+    return str(metadata.get("mailengine_id") or headers.get("X-Mailengine-Id", ""))
+
+
+def _with(**options: Any) -> Callable[[str, float], Mapping[str, Any]]:
+    """The options of an ESP that Anymail speaks to by `requests`."""
+    return lambda url, timeout: {"api_url": url, "timeout": timeout, **options}
+
+
 ESPS: dict[str, API] = {
+    "amazon_ses": API(
+        root="",
+        path="/v2/email/outbound-emails",
+        options=_amazon_ses_options,
+        read=_amazon_ses_read,
+        answer=_amazon_ses_answer,
+    ),
     "mailgun": API(
         root="/v3",
         path=r"/[^/]+/messages",
-        options={"api_key": "test", "sender_domain": "example.org"},
+        options=_with(api_key="test", sender_domain="example.org"),
         read=_mailgun_read,
         answer=_mailgun_answer,
     ),
     "postmark": API(
         root="",
         path="/email",
-        options={"server_token": "test"},
+        options=_with(server_token="test"),  # noqa: S106 (the server takes any)
         read=_postmark_read,
         answer=_postmark_answer,
+    ),
+    "resend": API(
+        root="",
+        path="/emails",
+        options=_with(api_key="test"),
+        read=_resend_read,
+        answer=_resend_answer,
+        key_header="idempotency-key",
     ),
     "sendgrid": API(
         root="/v3",
         path="/mail/send",
-        options={"api_key": "test"},
+        options=_with(api_key="test"),
         read=_sendgrid_read,
         answer=_sendgrid_answer,
     ),
@@ -302,14 +413,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        esp = self.server.esp
-        answer = esp._answer(self.path, self.headers.get("Content-Type", ""), body)
-        if esp.delay_seconds:
-            time.sleep(esp.delay_seconds)
-        if answer is Fault.ACCEPT_IN_SILENCE:
-            self.rfile.read(1)
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        answer = self.server.esp._answer(self.path, headers, body)
+        time.sleep(self.server.esp.delay_seconds)
         if isinstance(answer, Fault):
             self.close_connection = True
+            if answer in {Fault.HANG, Fault.ACCEPT_IN_SILENCE}:
+                self.rfile.read(1)
+            elif answer is Fault.DRIP:
+                self._drip()
             return
         text = answer.body if isinstance(answer.body, str) else json.dumps(answer.body)
         self.send_response(answer.status)
@@ -320,6 +432,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text.encode())
         self.wfile.flush()
+
+    def _drip(self) -> None:
+        """Until the client has gone, which a write shows."""
+        for byte in chain(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", repeat(ord(" "))):
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
+            time.sleep(DRIP_SECONDS)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (http.server's name)
         """Tests look at `accepted`, not at a log."""

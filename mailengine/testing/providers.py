@@ -115,6 +115,6 @@ ERRORS: dict[str, Callable[[EmailMessage], Exception] | None] = {
     "refused": _refused(550, b"5.2.1 Mailbox disabled"),
     "too_large": lambda _: _at(Phase.MAIL, smtplib.SMTPSenderRefused(552, b"5.3.4 Message too big", "")),
     "throttled": lambda _: _at(Phase.AWAIT, smtplib.SMTPDataError(454, b"4.7.0 Throttling failure")),
-    "unavailable": lambda _: ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+    "unavailable": lambda _: _at(Phase.CONNECT, ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")),
     "uncertain": lambda _: _at(Phase.AWAIT, smtplib.SMTPServerDisconnected("Connection unexpectedly closed")),
 }

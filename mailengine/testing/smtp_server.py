@@ -73,6 +73,7 @@ class SMTPServer:
         delay_seconds: float = 0,
         credentials: tuple[str, str] | None = None,
         tls_context: ssl.SSLContext | None = None,
+        on_accepted: Callable[[AcceptedMail], None] | None = None,
     ) -> None:
         self.answer = answer
         self.delay_seconds = delay_seconds
@@ -81,6 +82,8 @@ class SMTPServer:
         """The only user and password that AUTH, offered in clear, takes; None: AUTH is not offered."""
         self.tls_context = tls_context
         """With one, STARTTLS is offered."""
+        self.on_accepted = on_accepted
+        """Given each mail that was accepted, in the server's thread, before the client hears of it."""
         self.replies: dict[str, str] = {}
         self.accepted: list[AcceptedMail] = []
         self.connection_count = 0
@@ -215,6 +218,8 @@ class _Dialogue(smtp.SMTP):
             recipients = tuple(envelope.rcpt_tos)
             mail = AcceptedMail(mailengine_id, envelope.mail_from, recipients, envelope.content, self.number)
             self.server.accepted.append(mail)
+            if self.server.on_accepted is not None:
+                self.server.on_accepted(mail)
         if self.server.delay_seconds:
             await asyncio.sleep(self.server.delay_seconds)
         return await self.spoken(reply)

@@ -6,11 +6,12 @@ import signal
 import time
 
 import pytest
-from django.db import close_old_connections
+from django.db import close_old_connections, connection
 
 from mailengine import queue_job, queue_mail
-from mailengine.models import Message
-from tests.commands.programs import relay, run, start
+from mailengine.models import Attempt, Message, Worker
+from tests.commands.programs import database_url, relay, run, start
+from tests.database_faults import DatabaseProxy, servers_only
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -169,3 +170,112 @@ def on_a_terminal(*arguments, **variables):
     shown = os.read(ours, 10_000)
     os.close(ours)
     return shown
+
+
+ALL = [*SLICES, "purge_mail", "mail_status"]
+
+
+@pytest.mark.parametrize(
+    "url", ["postgres://nobody@127.0.0.1:1/mail", "mysql://nobody@127.0.0.1:1/mail", "sqlite:////no/mail"]
+)
+@pytest.mark.parametrize("command", ALL)
+def test_a_database_that_is_down_is_one_line_with_the_mend(command, url):
+    """F-D01: nothing is retried, cron comes again in a minute."""
+    ended = run(command, DATABASE_URL=url)
+
+    (line,) = ended.stderr.splitlines()
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "the database does not answer: " in line
+    assert ("/no/mail" if "sqlite" in url else "mail at 127.0.0.1:1") in line
+    assert "mend DATABASES['default']" in line
+
+
+def test_for_monitoring_a_database_that_is_down_is_unknown():
+    ended = run("mail_status", "--check", DATABASE_URL="postgres://nobody@127.0.0.1:1/mail")
+
+    assert (ended.returncode, ended.stderr) == (3, "")
+    assert ended.stdout.startswith("MAIL UNKNOWN: the database does not answer: ")
+    assert len(ended.stdout.splitlines()) == 1
+
+
+def assert_ended_well(process, smtp, *, of):
+    """Exit 0 without a traceback, each mail once, nothing left leased or open."""
+    _out, err = process.communicate(timeout=30)
+    close_old_connections()
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    assert Message.objects.filter(status="sent").count() == len(smtp.accepted) < of
+    assert not Message.objects.filter(status="sending").exists()
+    assert not Attempt.objects.open().exists()
+
+
+@pytest.mark.parametrize(
+    "numbers", [[signal.SIGTERM] * 5, [signal.SIGINT, signal.SIGTERM]], ids=["five times", "SIGINT, then SIGTERM"]
+)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_more_signals_than_one_do_no_harm(numbers, workers, smtp):
+    """F-P12: also one that comes when the run has just ended well."""
+    queue(60)
+    smtp.delay_seconds = 0.4
+    process = start("send_mail", "--workers", workers, **relay(smtp))
+    wait_until(lambda: smtp.accepted)
+
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.15)
+
+    assert_ended_well(process, smtp, of=60)
+
+
+def test_a_signal_that_keeps_coming_until_the_end_does_no_harm(smtp):
+    queue(30)
+    smtp.delay_seconds = 0.2
+    process = start("send_mail", **relay(smtp))
+    wait_until(lambda: smtp.accepted)
+
+    while process.poll() is None:
+        process.terminate()
+        time.sleep(0.002)
+
+    assert_ended_well(process, smtp, of=30)
+
+
+def test_a_worker_that_is_killed_takes_no_report_with_it(smtp):
+    queue(40)
+    smtp.delay_seconds = 0.3
+    process = start("send_mail", "--workers", "2", **relay(smtp))
+    wait_until(lambda: Worker.objects.count() == 2 and smtp.accepted)
+    victim = Worker.objects.order_by("pk").first()
+
+    os.kill(int(victim.name.rpartition(":")[2]), signal.SIGKILL)
+    out, err = process.communicate(timeout=60)
+
+    close_old_connections()
+    sent_by_other = Message.objects.filter(status="sent").exclude(worker=victim).count()
+    assert process.returncode == 1
+    assert out.startswith(f"send_mail: {sent_by_other} sent")
+    assert "was killed by signal 9 (Killed). What they held is rescued by a later run." in err
+    assert "Traceback" not in err
+
+
+@servers_only
+def test_a_signal_during_an_outage_waits_for_what_is_to_be_recorded(smtp):
+    """F-P10, F-D01"""
+    queue(80)
+    smtp.delay_seconds = 0.3
+    with DatabaseProxy() as proxy:
+        process = start("send_mail", **relay(smtp), DATABASE_URL=proxied_url(proxy))
+        wait_until(lambda: len(smtp.accepted) > 2)
+        proxy.down()
+        time.sleep(1)
+        process.terminate()
+        time.sleep(0.3)
+        proxy.up()
+        assert_ended_well(process, smtp, of=80)
+
+
+def proxied_url(proxy):
+    """DATABASE_URL by way of the proxy."""
+    login, _, rest = database_url().rpartition("@")
+    options = "?sslmode=disable" if connection.vendor == "postgresql" else ""
+    return f"{login}@127.0.0.1:{proxy.port}/{rest.rpartition('/')[2]}{options}"

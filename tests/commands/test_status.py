@@ -157,10 +157,9 @@ def test_a_database_that_does_not_answer_is_unknown(provider, checked):
         code, line = checked()
         _code, as_json = checked(json=True)
 
-    assert (code, line) == (
-        3,
-        "MAIL UNKNOWN: the database does not answer: server closed the connection unexpectedly",
-    )
+    assert code == 3
+    assert line.startswith(f"MAIL UNKNOWN: the database does not answer: {connection.vendor} ")
+    assert "server closed the connection unexpectedly" in line
     assert json.loads(as_json)["level"] == "UNKNOWN"
 
 

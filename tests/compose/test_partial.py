@@ -65,6 +65,18 @@ def test_who_is_refused_again_and_again_is_tried_like_any_other(message, server,
     assert Message.objects.count() == 2
 
 
+def test_who_has_no_try_left_is_a_dead_letter_with_its_reason(message, server, settings):
+    settings.MAILENGINE = {**settings.MAILENGINE, "MAX_ATTEMPTS": 1}
+    dispatch_slice()
+    alone = Message.objects.exclude(pk=message.pk).get()
+    assert (alone.status, alone.recipient, alone.available_at) == ("dead", "bob@example.org", None)
+    assert alone.reason.startswith("attempts: given up after 1; the last: 450 4.2.1")
+    Message.objects.filter(pk=alone.pk).requeue()
+    server.replies.clear()
+    dispatch_slice()
+    assert [mail.recipients for mail in server.accepted] == [("ann@example.org",), ("Bob@example.org",)]
+
+
 def test_a_suppressed_address_is_left_out(server):
     Suppression.objects.create(address="bob@example.org", reason=Suppression.Reason.REFUSED)
     message = queue_mail("Hello", "All", "shop@example.org", TO)

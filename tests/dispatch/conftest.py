@@ -15,3 +15,22 @@ def server(configure, settings):
         settings.MAILERS = {**settings.MAILERS, "relay": server.mailer()}
         settings.MAILENGINE = {**settings.MAILENGINE, "CONNECTIONS": 1}
         yield server
+
+
+@pytest.fixture
+def handed_over(monkeypatch):
+    """Say by a function of (alias, email) what each handover comes to; they are listed as (alias, recipient, key).
+
+    For outcomes whose making is tested elsewhere, at providers with real errors: here it matters what they lead to.
+    """
+    handovers = []
+
+    def play(outcome_of):
+        def hand_over(connection, email, *, until=None, key=""):
+            handovers.append((connection.alias, email.to[0], key))
+            return outcome_of(connection.alias, email)
+
+        monkeypatch.setattr("mailengine.pipeline.senders.Connection.hand_over", hand_over)
+        return handovers
+
+    return play

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from mailengine.models import Message
+from mailengine.models import Attempt, Message
 from mailengine.models.messages import POISON_CLAIMS, Status
+from mailengine.testing.smtp_server import SILENCE
 
 from .. import processes
 from .helpers import ledger, queue, queue_many, send, statuses
@@ -144,6 +145,52 @@ def test_overlapping_runs_send_each_message_once(server, settings):
     assert [run.returncode for run in runs] == [0] * 4, errors
     assert statuses() == {"sent": 200}
     assert sorted(mail.mailengine_id for mail in server.accepted) == sorted(str(m.pk) for m in messages)
+
+
+WRITE = """
+import time
+from mailengine import queue_mail
+ends_at = time.monotonic() + 3
+for _ in range(100):
+    if time.monotonic() > ends_at:
+        break
+    queue_mail("Hello", "Good morning.", "desk@example.org", ["ann@example.org"])
+print("done")
+"""
+
+
+def test_writers_and_workers_at_once_hinder_nobody(server):
+    """F-L10: no "database is locked" and no deadlock reaches anybody; four processes write, two send."""
+    writers = [processes.start("check", before=WRITE) for _ in range(4)]
+    workers = []
+    while any(writer.poll() is None for writer in writers):
+        workers += [processes.start("send_mail", "--max-time", "2") for _ in range(2)]
+        ends = [worker.communicate(timeout=60) for worker in workers[-2:]]
+        assert not [err for _out, err in ends if "locked" in err or "Traceback" in err]
+    ends = [writer.communicate(timeout=60) for writer in writers]
+
+    assert all(out.startswith("done") for out, _err in ends), ends
+    assert [worker.returncode for worker in workers] == [0] * len(workers)
+    send()
+    count = Message.objects.count()
+    assert statuses() == {"sent": count}
+    assert len(server.accepted) == count > 20
+
+
+def test_a_signal_while_a_provider_is_silent_ends_the_run_within_the_deadline_of_a_send(server, settings):
+    """F-P10: what hangs after the final dot is uncertain then; the rest is given back."""
+    settings.MAILENGINE = {**settings.MAILENGINE, "SEND_DEADLINE_SECONDS": 3, "LEASE_SECONDS": 60}
+    server.answer = lambda step: SILENCE if step.verb == "DOT" else None
+    queue_many(5)
+    process = processes.start("send_mail")
+    wait_for(lambda: server.accepted)
+
+    process.terminate()
+    _out, err = process.communicate(timeout=30)
+
+    assert process.returncode == 0, err
+    assert statuses() == {"uncertain": 1, "queued": 4}
+    assert not Attempt.objects.open().exists()
 
 
 def test_one_connection_carries_a_hundred_messages_and_a_dropped_one_is_reopened_once(server):

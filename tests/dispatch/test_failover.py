@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 import pytest
 from django.core import mail
 from django.core.management import call_command
 
+from mailengine.conf import get_settings
 from mailengine.models import Message, ProviderState
+from mailengine.pipeline.health import Health
+from mailengine.providers.choose import Choice
 from mailengine.testing import FakeProvider
 
 from .helpers import ledger, queue, queue_many, send, statuses
@@ -127,6 +131,73 @@ def test_a_repaired_provider_is_back_in_use_within_one_run(configure, clock):
 
     assert not ProviderState.objects.get(pk="mailgun").is_open
     assert accepted("mailgun") == 10
+
+
+class TestUncertainMailAndProbes:
+    """Mail that may have gone is the probe of its provider only when no better one waits."""
+
+    @pytest.fixture
+    def divided(self, configure):
+        """Transactional mail goes by mailgun alone, whose circuit is open and due for a probe; the rest by ses."""
+        configure(
+            {"mailgun": {}, "ses": {}},
+            STREAMS={"transactional": {"PROVIDERS": ["mailgun"]}, "bulk": {"PROVIDERS": ["ses"]}},
+        )
+        ProviderState.objects.of(["mailgun", "ses"])
+        ProviderState.objects.filter(pk="mailgun").update(is_open=True, bad_rounds=3, opened_at=LONG_AGO)
+
+    def test_it_probes_though_mail_waits_that_could_not_go_there(self, divided):
+        message = queue_uncertain("mailgun")
+        queue("reader@example.org", stream="bulk")
+        ProviderState.objects.filter(pk="ses").update(throttled_until=FAR_AWAY)
+
+        with suppress(SystemExit):
+            send()
+
+        assert ledger(message)[-1] == ("mailgun", "accepted")
+        assert statuses() == {"sent": 1, "queued": 1}
+
+    @pytest.mark.parametrize("stream", ["transactional", "gone from the settings"])
+    def test_it_leaves_the_probe_to_mail_that_was_never_in_doubt(self, divided, settings, stream):
+        settings.MAILERS["mailgun"]["OPTIONS"] = {"script": ["unavailable"]}
+        message = queue_uncertain("mailgun")
+        other = queue("bob@example.org")
+        Message.objects.filter(pk=other.pk).update(stream=stream)
+
+        with suppress(SystemExit):
+            send()
+
+        assert (len(ledger(message)), ledger(other)) == (1, [("mailgun", "unavailable")])
+
+    def test_what_waits_is_asked_for_once_in_a_turn_and_only_for_a_probe(self, divided, django_assert_num_queries):
+        for number in range(30):
+            queue_uncertain("mailgun", to=f"u{number}@example.org")
+        Message.objects.update(claimed_from="uncertain")
+        messages = list(Message.objects.all())
+        queue("bob@example.org")
+        health = Health(get_settings())
+        for _turn in range(2):
+            health.refresh()
+            with django_assert_num_queries(1):
+                assert {health.choose(message, tried=()) for message in messages} == {None}
+
+        ProviderState.objects.update(is_open=False)
+        health.refresh(at_once=True)
+        with django_assert_num_queries(0):
+            assert {health.choose(message, tried=()) for message in messages} == {Choice("mailgun")}
+
+
+LONG_AGO, FAR_AWAY = "2020-01-01T00:00Z", "2100-01-01T00:00Z"
+
+
+def queue_uncertain(provider: str, *, to: str = "ann@example.org") -> Message:
+    """A message whose handover to this provider had no clear end, and whose window is over."""
+    message = queue(to)
+    Message.objects.filter(pk=message.pk).update(
+        status="uncertain", uncertain_count=1, provider=provider, available_at=LONG_AGO
+    )
+    message.attempts.create(number=1, provider=provider, begun_at=LONG_AGO, ended_at=LONG_AGO, outcome="uncertain")
+    return message
 
 
 def test_with_all_providers_down_mail_waits_and_spends_no_attempt(configure, capsys):

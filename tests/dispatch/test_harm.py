@@ -127,3 +127,41 @@ def _failing_for(message, storage, monkeypatch):
         return load(content_id)
 
     return load_words
+
+
+@pytest.fixture
+def stubborn(server, settings):
+    """A server that takes its time with the first mail, behind a backend that knows nothing of deadlines."""
+    backend = "django.core.mail.backends.smtp.EmailBackend"
+    options = {"host": server.host, "port": server.port, "timeout": 30}
+    settings.MAILERS = {**settings.MAILERS, "relay": {"BACKEND": backend, "OPTIONS": options}}
+    settings.MAILENGINE = {**settings.MAILENGINE, "SEND_DEADLINE_SECONDS": 1, "LEASE_SECONDS": 8}
+
+    def dawdle(_mail):
+        server.delay_seconds = 4 if len(server.accepted) == 1 else 0.5
+
+    server.on_accepted = dawdle
+    return server
+
+
+def test_a_backend_that_does_not_come_back_costs_the_others_no_connection(stubborn):
+    first, second = queue(priority=0), queue("bob@example.org")
+
+    send()
+
+    assert ledger(first) == [("relay", "uncertain")]
+    assert first.attempts.get().code == "overdue"
+    assert ledger(second) == [("relay", "accepted")]
+    assert statuses() == {"uncertain": 1, "sent": 1}
+
+
+def test_a_yes_that_comes_when_its_time_was_over_still_counts(stubborn):
+    first = queue(priority=0)
+    queue_many(10)
+
+    send()
+
+    first.refresh_from_db()
+    assert first.status == "sent"
+    assert first.uncertain_count == 1
+    assert ledger(first) == [("relay", "accepted")]

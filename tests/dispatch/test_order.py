@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from threading import Event
 
 import pytest
+from django.utils import timezone
 
 from mailengine import Priority, dispatch_slice, queue_job
 from mailengine.models import Message, MessageJob
@@ -30,6 +32,60 @@ def test_mail_goes_by_priority_then_due_time_then_age(provider, settings):
     send()
 
     assert addresses(provider) == [f"{name}@example.org" for name in ("urgent", "normal", "second", "bulk")]
+
+
+def in_doubt(message: Message) -> Message:
+    """The message, which may have gone a while ago; the window of its doubt is over."""
+    long_ago = timezone.now() - timedelta(minutes=5)
+    Message.objects.filter(pk=message.pk).update(
+        status="uncertain", uncertain_count=1, provider="relay", available_at=long_ago
+    )
+    message.attempts.create(
+        number=1, provider="relay", begun_at=long_ago, ended_at=long_ago, outcome="uncertain", code="timeout"
+    )
+    return message
+
+
+def test_uncertain_mail_goes_in_its_turn_like_any_other(provider, settings):
+    """However long the queue is behind it, and before what is less urgent."""
+    settings.MAILENGINE = {**settings.MAILENGINE, "CONNECTIONS": 1}
+    queue_many(3, stream="bulk")
+    queue("normal@example.org")
+    in_doubt(queue("urgent@example.org", priority=Priority.URGENT))
+    in_doubt(queue("old@example.org"))
+
+    send(limit=4)
+
+    assert addresses(provider)[:3] == ["urgent@example.org", "old@example.org", "normal@example.org"]
+    assert statuses() == {"sent": 4, "queued": 2}
+
+
+def test_a_claim_given_back_leaves_each_message_in_its_own_state(provider, settings):
+    queue()
+    in_doubt(queue())
+    stop = Event()
+    settings.MAILENGINE = {**settings.MAILENGINE, "CONNECTIONS": 1}
+
+    Dispatcher("send_mail", stop=stop, on_progress=lambda report: stop.set()).run()
+
+    assert statuses() == {"queued": 1, "uncertain": 1}
+
+
+def test_urgent_mail_whose_doubt_is_over_overtakes_what_was_claimed_before(provider, settings):
+    settings.MAILENGINE = {**settings.MAILENGINE, "CONNECTIONS": 1}
+    queue_many(40, stream="bulk")
+    came_due = []
+
+    def watch(report):
+        if report.outcomes["sent"] >= 5 and not came_due:
+            came_due.append(provider.calls)
+            in_doubt(queue("reset@example.org", priority=Priority.HIGH))
+
+    Dispatcher("send_mail", on_progress=watch).run()
+
+    # One mail may be in flight already when it comes due.
+    assert addresses(provider).index("reset@example.org") <= came_due[0] + 1
+    assert statuses() == {"sent": 41}
 
 
 def test_mail_queued_while_bulk_is_sent_is_the_next_one_handed_over(provider, settings, monkeypatch):

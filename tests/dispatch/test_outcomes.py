@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 
 import pytest
@@ -9,8 +10,10 @@ from django.utils import timezone
 
 from mailengine import Priority
 from mailengine.models import Attempt, Message, ProviderState, Suppression
+from mailengine.outcomes import Kind, Outcome
+from mailengine.pipeline.health import local_pause_seconds
 
-from .helpers import ledger, queue, send
+from .helpers import ledger, queue, queue_many, send, statuses
 
 pytestmark = pytest.mark.django_db
 
@@ -81,6 +84,30 @@ def test_a_greylisted_message_waits_five_minutes(configure, provider, clock):
     assert (message.available_at - message.deferred_since).total_seconds() >= 299
 
 
+def test_what_only_needs_a_new_transaction_is_tried_again_at_once_but_once(configure, handed_over):
+    configure()
+    handovers = handed_over(lambda alias, email: Outcome(Kind.DEFERRED, code="452 4.5.3", retry_after_seconds=0))
+    message = queue()
+    send()
+
+    send("retry_deferred")
+
+    message.refresh_from_db()
+    assert (message.status, message.attempt_count, len(handovers)) == ("deferred", 2, 2)
+
+
+def test_what_may_be_the_provider_s_fault_too_spends_an_attempt_and_is_a_bad_round(configure, handed_over):
+    configure(CONNECTIONS=1)
+    handed_over(lambda alias, email: Outcome(Kind.DEFERRED, code="ConnectionResetError", counts_as_bad=True))
+    queue_many(9)
+
+    with pytest.raises(SystemExit):
+        send()
+
+    assert statuses() == {"queued": 6, "deferred": 3}
+    assert ProviderState.objects.get().is_open
+
+
 def test_a_message_past_its_attempts_is_a_dead_letter_that_a_person_can_requeue(configure, provider, clock):
     """G38: dead with its last error; requeued it is sent."""
     configure({"relay": {"script": ["deferred"] * 3}}, MAX_ATTEMPTS=3)
@@ -137,6 +164,209 @@ def test_urgent_mail_does_not_wait_for_a_throttled_provider(configure, provider)
     send()
 
     assert ledger(message) == [("relay", "throttled"), ("spare", "accepted")]
+
+
+def test_each_outcome_is_logged_with_the_id_of_its_message(provider, caplog):
+    message = queue()
+
+    with caplog.at_level(logging.INFO, logger="mailengine.dispatch"):
+        send()
+
+    record = next(record for record in caplog.records if "sent" in record.getMessage())
+    assert (record.message_id, record.provider) == (str(message.pk), "relay")
+
+
+class TestRepeated:
+    """What is refused for now, until it has come back so often that it says something else."""
+
+    RELAY_DENIED = Outcome(Kind.DEFERRED, code="554 5.7.1", detail="Relay denied", phase="rcpt", tries=2)
+    OUT_OF_STEP = Outcome(Kind.DEFERRED, code="503 5.5.1", phase="mail", tries=2, then=Kind.MISCONFIGURED)
+    OUR_BUG = Outcome(Kind.DEFERRED, code="ZeroDivisionError", detail="division by zero", tries=3)
+
+    def test_the_second_alike_refusal_is_final(self, configure, handed_over, clock):
+        configure()
+        handed_over(lambda alias, email: self.RELAY_DENIED)
+        message = queue()
+        send()
+        assert statuses() == {"deferred": 1}
+
+        clock.advance(minutes=5)
+        send("retry_deferred")
+
+        message.refresh_from_db()
+        assert (message.status, message.reason) == ("dead", "refused: 554 5.7.1 Relay denied")
+        assert ledger(message) == [("relay", "deferred"), ("relay", "refused")]
+
+    def test_tries_that_were_not_alike_are_not_counted(self, configure, handed_over, clock):
+        configure()
+        answers = [self.RELAY_DENIED, Outcome(Kind.DEFERRED, code="450 4.2.1"), self.OUT_OF_STEP]
+        handed_over(lambda alias, email: answers.pop(0))
+        queue()
+        send()
+        for _ in range(2):
+            clock.advance(minutes=5)
+            send("retry_deferred")
+
+        assert statuses() == {"deferred": 1}
+
+    def test_a_person_who_requeues_it_gives_it_all_its_tries_again(self, configure, handed_over, clock):
+        configure()
+        handed_over(lambda alias, email: self.RELAY_DENIED)
+        queue()
+        send()
+        clock.advance(minutes=5)
+        send("retry_deferred")
+        Message.objects.requeue()
+
+        send()
+
+        assert statuses() == {"deferred": 1}
+
+    def test_what_turns_into_our_fault_opens_the_circuit(self, configure, handed_over, clock):
+        configure({"relay": {}, "spare": {}})
+        handed_over(lambda alias, email: self.OUT_OF_STEP if alias == "relay" else Outcome(Kind.ACCEPTED))
+        message = queue()
+        send()
+        clock.advance(minutes=5)
+        send("retry_deferred")
+
+        assert ledger(message) == [("relay", "deferred"), ("relay", "misconfigured"), ("spare", "accepted")]
+        assert ProviderState.objects.get(pk="relay").misconfigured
+
+    def test_what_one_provider_said_is_not_held_against_another(self, configure, handed_over, clock):
+        configure({"relay": {}, "spare": {}})
+        handed_over(lambda alias, email: self.OUT_OF_STEP)
+        message = queue()
+        send()
+        ProviderState.objects.filter(pk="relay").update(throttled_until=timezone.now() + timedelta(hours=1))
+        clock.advance(minutes=5)
+        send("retry_deferred")
+
+        assert ledger(message) == [("relay", "deferred"), ("spare", "deferred")]
+
+    def test_a_bug_that_one_message_meets_time_and_again_ends_it_and_is_logged(
+        self, configure, handed_over, clock, caplog
+    ):
+        configure()
+        handed_over(lambda alias, email: self.OUR_BUG if "bad" in email.to[0] else Outcome(Kind.ACCEPTED))
+        bad, good = queue("bad@example.org"), queue("good@example.org")
+        send()
+        for _ in range(2):
+            clock.advance(hours=1)
+            send("retry_deferred")
+
+        bad.refresh_from_db(), good.refresh_from_db()
+        assert (bad.status, bad.reason) == ("dead", "unclassified: ZeroDivisionError division by zero")
+        assert good.status == "sent"
+        assert [r.levelname for r in caplog.records if "ZeroDivisionError" in r.getMessage()] == ["ERROR"] * 3
+        assert not any("bad@example.org" in r.getMessage() for r in caplog.records)
+
+
+class TestLocal:
+    """Our own host is at fault: no provider, and no message."""
+
+    NO_SOCKETS = Outcome(Kind.UNAVAILABLE, code="EMFILE", detail="Too many open files", is_local=True)
+
+    @pytest.fixture(autouse=True)
+    def _quick(self, monkeypatch):
+        monkeypatch.setattr("mailengine.pipeline.health.LONGEST_LOCAL_PAUSE_SECONDS", 0.01)
+
+    def test_it_costs_no_attempt_and_no_provider_is_blamed(self, configure, handed_over):
+        configure({"relay": {}, "spare": {}}, CONNECTIONS=1)
+        answers = [self.NO_SOCKETS] * 4
+        handovers = handed_over(lambda alias, email: answers.pop() if answers else Outcome(Kind.ACCEPTED))
+        message = queue()
+
+        send()
+        Message.objects.update(available_at=message.created_at)
+        send()
+
+        message.refresh_from_db()
+        assert (message.status, message.attempt_count) == ("sent", 0)
+        assert ledger(message) == [("relay", "unavailable")] * 4 + [("relay", "accepted")]
+        assert {alias for alias, _, _ in handovers} == {"relay"}
+        state = ProviderState.objects.get(pk="relay")
+        assert (state.bad_rounds, state.is_open, state.last_error) == (0, False, "")
+
+    def test_it_takes_no_due_time_from_the_probe(self, configure, handed_over, clock):
+        configure(CONNECTIONS=1)
+        answers = [Outcome(Kind.UNAVAILABLE)] * 3 + [self.NO_SOCKETS]
+        handed_over(lambda alias, email: answers.pop(0) if answers else Outcome(Kind.ACCEPTED))
+        queue_many(3)
+        with pytest.raises(SystemExit):
+            send()
+        Message.objects.update(available_at=timezone.now())
+        clock.advance(seconds=61)
+
+        send()
+
+        assert statuses() == {"sent": 3}
+
+    def test_the_third_in_a_row_is_logged(self, configure, handed_over, caplog):
+        configure(CONNECTIONS=1)
+        answers = [self.NO_SOCKETS] * 2 + [Outcome(Kind.ACCEPTED)] + [self.NO_SOCKETS] * 2 + [Outcome(Kind.ACCEPTED)]
+        handed_over(lambda alias, email: answers.pop(0) if answers else self.NO_SOCKETS)
+        queue_many(2)
+        send()
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+        queue()
+        send(max_time=0.5)
+
+        assert [r.levelname for r in caplog.records if "this host" in r.getMessage()] == ["ERROR"]
+
+    def test_each_time_in_a_row_it_waits_twice_as_long(self, monkeypatch):
+        monkeypatch.undo()
+        assert [local_pause_seconds(count) for count in (1, 2, 3, 6, 99)] == [1, 2, 4, 30, 30]
+
+
+class TestLasting:
+    """A provider that can't be reached, till that has lasted for so long that our own settings must be the cause."""
+
+    NO_SUCH_NAME = Outcome(Kind.UNAVAILABLE, code="gaierror", ours_after_seconds=600)
+    NO_HANDSHAKE = Outcome(Kind.UNAVAILABLE, code="SSLError", ours_after_seconds=0)
+
+    @pytest.fixture
+    def probe(self, clock):
+        def probe_it(*, minutes=0):
+            clock.advance(minutes=minutes)
+            Message.objects.update(available_at=timezone.now())
+            with pytest.raises(SystemExit):
+                send()
+            return ProviderState.objects.get().misconfigured
+
+        return probe_it
+
+    def test_it_is_ours_once_the_circuit_has_been_open_for_so_long(self, configure, handed_over, probe):
+        configure(CONNECTIONS=1)
+        handed_over(lambda alias, email: self.NO_SUCH_NAME)
+        queue_many(3)
+        assert not probe()
+        assert not probe(minutes=9)
+
+        assert probe(minutes=2)
+
+        assert Attempt.objects.order_by("id").last().outcome == "misconfigured"
+        assert set(Message.objects.values_list("attempt_count", flat=True)) == {0}
+
+    def test_it_may_be_ours_as_soon_as_the_circuit_opens(self, configure, handed_over, probe):
+        configure(CONNECTIONS=1)
+        handed_over(lambda alias, email: self.NO_HANDSHAKE)
+        queue_many(3)
+
+        assert probe()
+
+        assert list(Attempt.objects.order_by("id").values_list("outcome", flat=True)) == [
+            "unavailable", "unavailable", "misconfigured",
+        ]  # fmt: skip
+
+    def test_what_may_be_the_provider_s_fault_stays_that(self, configure, handed_over, probe):
+        configure(CONNECTIONS=1)
+        handed_over(lambda alias, email: Outcome(Kind.UNAVAILABLE))
+        queue_many(3)
+        probe()
+
+        assert not probe(minutes=60)
 
 
 class TestUncertain:
@@ -210,6 +440,42 @@ class TestUncertain:
         message.refresh_from_db()
         assert message.status == "uncertain"
         assert "spare" not in dict(ledger(message))
+
+    @pytest.fixture
+    def moved(self, configure, clock):
+        """`moved(priority)`: an uncertain message, and relay, which had it, carries its stream no more."""
+
+        def move(priority=None):
+            options = {"relay": {"script": ["uncertain"]}, "spare": {}}
+            configure(options)
+            message = queue(**({} if priority is None else {"priority": priority}))
+            send()
+            configure(options, STREAMS={"transactional": {"PROVIDERS": ["spare"]}})
+            clock.advance(days=1)
+            return message
+
+        return move
+
+    @pytest.mark.parametrize("status", ["uncertain", "deferred"])
+    def test_when_its_provider_carries_its_stream_no_more_it_is_kept_for_a_person(self, provider, moved, status):
+        message = moved()
+        Message.objects.update(status=status)
+
+        send("retry_deferred" if status == "deferred" else "send_mail")
+
+        message.refresh_from_db()
+        assert (message.status, message.available_at) == ("uncertain", None)
+        assert (
+            message.reason == "its provider 'relay' carries no transactional mail any more; kept for a person to decide"
+        )
+        assert ledger(message) == [("relay", "uncertain")]
+
+    def test_urgent_mail_goes_by_another_then(self, provider, moved):
+        message = moved(Priority.URGENT)
+
+        send()
+
+        assert ledger(message)[-1] == ("spare", "accepted")
 
     def test_one_that_expires_is_kept_for_a_person(self, configure, provider, clock):
         configure({"relay": {"script": ["uncertain"]}})

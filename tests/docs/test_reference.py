@@ -34,6 +34,9 @@ MEANINGS = {
     "not here": {"kind": Kind.REFUSED, "elsewhere": True},
     "refused, address suppressed": {"kind": Kind.REFUSED, "address_is_bad": True},
     "deferred, for at least 5 minutes": {"kind": Kind.DEFERRED, "greylisted": True},
+    "deferred, bad round": {"kind": Kind.DEFERRED, "counts_as_bad": True},
+    "deferred, 2nd refused": {"kind": Kind.DEFERRED, "tries": 2, "then": Kind.REFUSED},
+    "deferred, 2nd misconfigured": {"kind": Kind.DEFERRED, "tries": 2, "then": Kind.MISCONFIGURED},
 }
 
 
@@ -149,7 +152,7 @@ def test_every_outcome_is_on_the_page():
 
 def assert_means(outcome, words):
     """The outcome is what the page calls by these words."""
-    meaning = {"elsewhere": False, "address_is_bad": False, "greylisted": False}
+    meaning = {"elsewhere": False, "address_is_bad": False, "greylisted": False, "counts_as_bad": False, "tries": 0}
     meaning |= MEANINGS.get(words) or {"kind": Kind(words)}
     assert {name: getattr(outcome, name) for name in meaning} == meaning, outcome
 

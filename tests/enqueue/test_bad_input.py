@@ -93,6 +93,8 @@ def test_what_a_database_cannot_hold_is_named(provider, field, make, named, bad)
         ("headers", {"MIME-Version": "1.0"}, "MIME-Version"),
         ("headers", {"Subject": "Other"}, "Subject"),
         ("headers", {"X-Order": "1", "x-order": "2"}, "x-order"),
+        ("headers", {"Date": "tomorrow"}, "Date"),
+        ("headers", {"Date": "1 Jan 2020 00:00:00 +9999999999999999999999"}, "Date"),
         ("attachments", ["a.pdf"], "attachment 1"),
         ("attachments", [("a.pdf", b"", "pdf")], "attachment 1"),
         ("attachments", [("a.txt", "\ud800", "text/plain")], "a.txt"),

@@ -7,10 +7,12 @@ from asgiref.sync import async_to_sync
 from django.db import transaction
 
 from mailengine import asend_direct_email, dispatch_slice, send_direct_email
-from mailengine.errors import NotSent
+from mailengine.errors import DatabaseLost, NotSent
 from mailengine.models import Message, Suppression
 from mailengine.outcomes import Kind
 from mailengine.testing import FakeProvider
+
+from ..database_faults import at, servers_only, through_a_proxy
 
 pytestmark = pytest.mark.django_db
 
@@ -139,6 +141,31 @@ def test_not_inside_a_transaction(providers):
         send_direct_email(*MAIL)
     assert accepted("first") == 0
     assert not Message.objects.exists()
+
+
+@servers_only
+@pytest.mark.django_db(transaction=True)
+def test_a_database_that_goes_away_is_waited_for_no_longer_than_a_provider(providers, monkeypatch):
+    """Nothing was begun: it is dead once its lease is over."""
+    providers(SEND_DEADLINE_SECONDS=1, LEASE_SECONDS=20)
+    with through_a_proxy() as proxy:
+        at(monkeypatch, "mailengine.pipeline.dispatch:Dispatcher._begin_directly", proxy.down)
+        with pytest.raises(DatabaseLost, match="does not answer"):
+            send_direct_email(*MAIL)
+    assert (Message.objects.get().status, accepted("first")) == ("sending", 0)
+
+
+@servers_only
+@pytest.mark.django_db(transaction=True)
+def test_an_outcome_that_can_not_be_recorded_is_named_at_the_end_of_its_lease(providers, monkeypatch, caplog):
+    providers(SEND_DEADLINE_SECONDS=1, LEASE_SECONDS=3)
+    with through_a_proxy() as proxy:
+        at(monkeypatch, "mailengine.pipeline.senders:Team.send", proxy.down)
+        with pytest.raises(DatabaseLost, match="1 outcomes may not be recorded"):
+            send_direct_email(*MAIL)
+    message = Message.objects.get()
+    assert (message.status, accepted("first")) == ("sending", 1)
+    assert str(message.pk) in caplog.text
 
 
 @pytest.mark.django_db(transaction=True)

@@ -8,6 +8,7 @@ from django.utils import timezone
 
 from mailengine import Priority, queue_job
 from mailengine.models import Message, MessageJob
+from mailengine.models.jobs import PROBLEMS_KEPT
 from mailengine.pipeline.expand import expand_jobs
 
 pytestmark = pytest.mark.django_db
@@ -101,6 +102,22 @@ def test_malformed_entries_are_counted_with_their_lines_and_the_others_go():
     assert report.malformed == job.malformed_count == len(MALFORMED)
     assert [problem["line"] for problem in job.problems] == list(range(1, len(MALFORMED) + 1))
     assert all(problem["why"] for problem in job.problems)
+
+
+def test_of_many_malformed_entries_the_first_are_kept_in_the_row_and_in_memory(monkeypatch):
+    job = queue(["foo"] * 5_000)
+    kept, hold = [], MessageJob.hold
+
+    def note(self):
+        kept.append(len(self.problems))
+        return hold(self)
+
+    monkeypatch.setattr(MessageJob, "hold", note)
+    expand_jobs()
+
+    job.refresh_from_db()
+    assert (job.malformed_count, len(job.problems)) == (5_000, PROBLEMS_KEPT)
+    assert max(kept) == PROBLEMS_KEPT
 
 
 def test_a_delimited_list_keeps_the_lines_of_its_mistakes():

@@ -4,13 +4,14 @@ import signal
 import threading
 
 import pytest
-from django.db import connections
+from django.db import OperationalError, connections
 
 import mailengine
 from mailengine import queue_job
 from mailengine.models import MessageJob
 from mailengine.pipeline.expand import expand_jobs
 from tests.commands.programs import run_script
+from tests.database_faults import at, servers_only, terminate_own_connection, through_a_proxy
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -133,3 +134,94 @@ def test_the_messages_of_a_cancelled_job_follow_in_batches_within_the_time_of_a_
 
     assert (first.followed, second.followed) == (1_000, 500)
     assert job.messages.filter(status="cancelled").count() == 1_500
+
+
+STEPS = [
+    ("mailengine.models.jobs:JobQuerySet.due", "after", 1),
+    ("mailengine.models.jobs:MessageJob.start", "before", 1),
+    ("mailengine.models.jobs:MessageJob.hold", "before", 2),
+    ("mailengine.models.messages:MessageQuerySet.insert_many", "after", 2),
+    ("mailengine.models.jobs:MessageJob.advance", "after", 3),
+    ("mailengine.models.jobs:JobQuerySet.finish", "before", 1),
+]
+
+
+@servers_only
+@pytest.mark.parametrize(("target", "when", "call"), STEPS, ids=lambda value: str(value).rpartition(".")[2])
+def test_a_connection_that_is_terminated_at_any_step_costs_nothing(monkeypatch, target, when, call):
+    """F-D02: the piece is made again, in the same run."""
+    job = queue_job("News", "Hello", "news@example.org", READERS)
+    hits = at(monkeypatch, target, terminate_own_connection, when=when, times=(call,))
+
+    report = expand_jobs()
+
+    assert hits == [call]
+    assert (report.messages, report.duplicates, report.postponed) == (5_000, 0, 0)
+    assert_whole(job)
+
+
+@servers_only
+@pytest.mark.parametrize("fate", ["arrived", "did not arrive"])
+@pytest.mark.parametrize("piece", [1, 3])
+def test_a_piece_whose_commit_may_have_arrived_is_made_once(monkeypatch, piece, fate):
+    """F-D02: and counted once. The third is the last."""
+    job = queue_job("News", "Hello", "news@example.org", [*READERS, READERS[0]])
+    advance = "mailengine.models.jobs:MessageJob.advance"
+    with through_a_proxy() as proxy:
+        at(monkeypatch, advance, lambda: setattr(proxy, "next_commit", fate), when="after", times=(piece,))
+        report = expand_jobs()
+
+    assert proxy.cut_count == 1
+    assert (report.messages, report.duplicates, report.postponed) == (5_000, 1, 0)
+    assert_whole(job, duplicates=1)
+
+
+@servers_only
+def test_the_messages_of_a_cancelled_job_follow_though_the_connection_is_lost(monkeypatch):
+    job = queue_job("News", "Hello", "news@example.org", READERS[:1_500])
+    expand_jobs()
+    MessageJob.objects.filter(pk=job.pk).cancel()
+    follow = "mailengine.models.messages:MessageQuerySet.follow"
+    at(monkeypatch, follow, terminate_own_connection, times=(2,))
+
+    assert expand_jobs().followed == 1_500
+    assert job.messages.filter(status="cancelled").count() == 1_500
+
+
+def test_an_audience_whose_own_database_stays_away_holds_up_no_other_job(monkeypatch):
+    monkeypatch.setattr("mailengine.pipeline.outage.FIRST_WAIT_SECONDS", 0.001)
+    asked = []
+
+    @mailengine.audience("away")
+    def away():
+        asked.append(None)
+        raise OperationalError("could not connect to the archive")
+
+    job, other = (queue_job("News", "Hello", "news@example.org", to) for to in ("away", READERS[:10]))
+
+    report = expand_jobs()
+
+    assert (len(asked), report.postponed, report.paused) == (6, 1, 0)
+    assert (job.messages.count(), other.messages.count()) == (0, 10)
+
+
+@servers_only
+def test_a_job_is_paused_with_its_reason_though_the_connection_is_lost(monkeypatch):
+    @mailengine.audience("wrong")
+    def wrong():
+        return [None]
+
+    job = queue_job("News", "Hello", "news@example.org", "wrong")
+    hits = at(monkeypatch, "mailengine.models.jobs:JobQuerySet.pause", terminate_own_connection, times=(1,))
+
+    report = expand_jobs()
+
+    job.refresh_from_db()
+    assert (hits, report.paused, job.status) == ([1], 1, "paused")
+    assert job.reason.startswith("paused: entry 1 of the audience is None")
+
+
+def assert_whole(job, *, duplicates=0):
+    assert sorted(job.messages.values_list("recipient", flat=True)) == sorted(READERS)
+    job.refresh_from_db()
+    assert (job.status, job.message_count, job.duplicate_count) == ("sending", 5_000, duplicates)

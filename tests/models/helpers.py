@@ -67,7 +67,7 @@ def new_lease(name: str = "mail3:4711") -> Lease:
 def claim(lease: Lease, *, status: Status = Status.QUEUED, limit: int = 100) -> list[Message]:
     """Claim in a transaction of its own, as a worker does."""
     with transaction.atomic():
-        return Message.objects.claim(lease, status=status, seconds=LEASE_SECONDS, limit=limit)
+        return Message.objects.claim(lease, statuses=[status], seconds=LEASE_SECONDS, limit=limit)
 
 
 def begin(message: Message, lease: Lease, *, number: int = 1, provider: str = "relay") -> None:
@@ -75,8 +75,7 @@ def begin(message: Message, lease: Lease, *, number: int = 1, provider: str = "r
 
 
 def rescue(window: float | None = 600) -> int:
-    with transaction.atomic():
-        return Message.objects.rescue(window=lambda message: window)
+    return Message.objects.rescue(window=lambda message: window)
 
 
 def settle_late(message: Message, verdict: Any, *, number: int = 1, outcome: Outcome = ACCEPTED) -> bool:

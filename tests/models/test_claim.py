@@ -81,14 +81,14 @@ def test_a_claim_takes_two_statements_however_many_it_takes(django_assert_num_qu
     make_messages(20)
     lease = new_lease()
     with django_assert_num_queries(2):
-        assert len(Message.objects.claim(lease, status=Status.QUEUED, seconds=LEASE_SECONDS, limit=16)) == 16
+        assert len(Message.objects.claim(lease, statuses=[Status.QUEUED], seconds=LEASE_SECONDS, limit=16)) == 16
 
 
 @pytest.mark.django_db
 def test_a_claim_that_finds_nothing_takes_one_statement(django_assert_num_queries):
     lease = new_lease()
     with django_assert_num_queries(1):
-        assert Message.objects.claim(lease, status=Status.QUEUED, seconds=LEASE_SECONDS, limit=16) == []
+        assert Message.objects.claim(lease, statuses=[Status.QUEUED], seconds=LEASE_SECONDS, limit=16) == []
 
 
 @pytest.mark.django_db

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from mailengine.models import Message, MessageJob
@@ -56,10 +56,17 @@ def plan_of(work) -> str:
         return "\n".join(" ".join(map(str, row)) for row in cursor.fetchall())
 
 
+def claim_all(lease) -> list[Message]:
+    """As `send_mail` does."""
+    with transaction.atomic():
+        return Message.objects.claim(lease, statuses=[Status.QUEUED, Status.UNCERTAIN], seconds=60, limit=16)
+
+
 # Where indexes are whole and begin with the status, the one on what is due serves what is deferred as well.
 QUERIES = {
     "claim": (lambda: claim(new_lease(), limit=16), "mailengine_due"),
     "claim uncertain": (lambda: claim(new_lease(), status=Status.UNCERTAIN, limit=16), "mailengine_due"),
+    "claim whatever may be sent": (lambda: claim_all(new_lease()), "mailengine_due"),
     "claim deferred": (
         lambda: claim(new_lease(), status=Status.DEFERRED, limit=16),
         "mailengine_deferred",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from django.db import transaction
 
 from mailengine.models import Attempt, Message, Worker
 from mailengine.models.messages import POISON_CLAIMS, Status
@@ -15,6 +14,7 @@ from .helpers import (
     at_the_same_time,
     begin,
     claim,
+    in_another_process,
     make_message,
     make_messages,
     new_lease,
@@ -98,9 +98,15 @@ def test_poison_that_may_have_gone_is_kept_for_a_person(clock):
     assert message.reason.startswith("poison")
 
 
-def test_a_lost_handover_is_no_strike(clock):
-    """A worker that died while sending says nothing about the composing of the message."""
-    assert after_a_lost_handover(clock).claim_count == 0
+def test_who_was_in_flight_when_a_worker_died_is_claimed_alone_the_next_time(clock):
+    """It may have been the cause, and must take nobody along a second time."""
+    message = after_a_lost_handover(clock)
+    assert (message.status, message.claim_count) == ("uncertain", 1)
+    clock.advance(seconds=601)
+
+    (again,) = claim(new_lease(), status=Status.UNCERTAIN)
+
+    assert again.is_suspect
 
 
 def test_a_worker_whose_row_was_purged_is_unknown(clock):
@@ -112,21 +118,37 @@ def test_a_worker_whose_row_was_purged_is_unknown(clock):
     assert message.reason == "its worker unknown was lost before the handover"
 
 
-def test_a_rescue_takes_a_batch_at_a_time_the_longest_lost_first(clock):
-    first = make_message()
-    claim_and_die(clock)
-    make_message(Status.QUEUED)
-    claim_and_die(clock)
-    with transaction.atomic():
-        assert Message.objects.rescue(window=lambda message: None, limit=1) == 1
-    first.refresh_from_db()
-    assert first.status == "queued"
+@pytest.mark.django_db(transaction=True)
+def test_a_rescue_takes_all_in_short_transactions_the_longest_lost_first(clock):
+    messages = [make_message() for _ in range(5)]
+    for _ in messages:
+        claim(new_lease(), limit=1)
+        clock.advance(seconds=1)
+    clock.advance(seconds=LEASE_SECONDS)
+    for message in messages:
+        begin(message, new_lease())
+    seen = []
+
+    def window(message):
+        with in_another_process(Message.objects.filter(status=Status.UNCERTAIN).count) as others:
+            seen.append((message.pk, others.result(timeout=20)))
+
+    assert Message.objects.rescue(window=window, batch=2) == 5
+    assert seen == list(zip([message.pk for message in messages], [0, 0, 2, 2, 4], strict=True))
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_whatever_has_expired_is_closed_in_batches(count):
+    make_messages(count, expires_at=now(minutes=-1))
+    assert Message.objects.expire(batch=2) == count
+    assert Message.objects.filter(status=Status.EXPIRED).count() == count
 
 
 def test_many_messages_of_one_worker_need_one_look_at_it(clock, django_assert_num_queries):
     make_messages(5)
     claim_and_die(clock)
-    with django_assert_num_queries(3 + 5):  # the messages, their worker, their open attempts; an update each
+    # A transaction; the messages, their worker, their open attempts; an update each.
+    with django_assert_num_queries(2 + 3 + 5):
         Message.objects.rescue(window=lambda message: None)
 
 

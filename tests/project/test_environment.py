@@ -73,7 +73,8 @@ def test_postgresql_keeps_its_connections_and_gives_up_on_dead_ones(project):
         "ann",
         "p@ss",
     ]
-    assert settings["OPTIONS"] == {"connect_timeout": 10, "sslmode": "require"}
+    assert (settings["OPTIONS"]["connect_timeout"], settings["OPTIONS"]["sslmode"]) == (10, "require")
+    assert settings["OPTIONS"]["tcp_user_timeout"] == 60_000
     assert settings["CONN_HEALTH_CHECKS"] is True
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import os
 import shutil
 import ssl
 import subprocess
@@ -14,10 +14,14 @@ import pytest
 from django.core.mail import EmailMessage
 
 from mailengine.outcomes import Kind
+from mailengine.pipeline.senders import Team
 from mailengine.providers import connection as connection_module
 from mailengine.providers.connection import Connection
 from mailengine.testing import FakeProvider
+from mailengine.testing.esp_server import ESPServer
 from mailengine.testing.smtp_server import HANG_UP, SMTPServer
+
+from .scripted import GIVE_UP_SECONDS, ScriptedServer, closes, drips, make_certificate, no_more_threads, resets
 
 
 @pytest.fixture
@@ -75,6 +79,171 @@ def test_a_421_between_two_messages_is_a_dropped_connection(server, connection):
 
     assert connection.hand_over(an_email()).kind is Kind.ACCEPTED
     assert server.connection_count == 2
+
+
+def test_each_of_several_dropped_connections_is_reopened_and_charges_nobody(server, settings):
+    """F-S27: a server that was restarted has closed them all."""
+    settings.MAILERS = {"relay": server.mailer(timeout=1)}
+    connections = [Connection("relay") for _ in range(4)]
+    for _ in range(3):
+        assert {connection.hand_over(an_email()).kind for connection in connections} == {Kind.ACCEPTED}
+        server.hang_up()
+    for connection in connections:
+        connection.close()
+
+    assert (len(server.accepted), server.connection_count) == (12, 12)
+
+
+def test_a_server_that_says_421_to_every_second_mail_of_a_connection_charges_nobody(server, connection):
+    """F-S16"""
+    seen = set()
+
+    def once_each(step):
+        if step.verb == "MAIL" and step.connection in seen:
+            return "421 4.4.2 One at a time"
+        seen.add(step.connection)
+        return None
+
+    server.answer = once_each
+    assert [connection.hand_over(an_email()).kind for _ in range(5)] == [Kind.ACCEPTED] * 5
+
+
+@pytest.mark.parametrize("step", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA", "DOT"])
+def test_a_421_on_a_new_connection_is_the_servers_fault_at_each_phase(settings, step):
+    """F-S16"""
+    at = dict.fromkeys(["EHLO", "HELO"] if step == "EHLO" else [step], "421 4.3.2 Going down")
+    with ScriptedServer(at) as server:
+        settings.MAILERS = {"relay": server.mailer()}
+        outcome = Connection("relay").hand_over(an_email())
+
+    assert (outcome.kind, outcome.code[:3]) == (Kind.UNAVAILABLE, "421")
+
+
+@pytest.mark.parametrize("left_over", ["421 4.3.2 Going down", "250 " + "x" * 20_000, "what?", closes, resets])
+def test_what_a_server_says_after_its_yes_hurts_neither_this_mail_nor_the_next(settings, left_over):
+    """F-S15, F-S16"""
+
+    def accepts_and(peer):
+        peer.say("250 taken")
+        return left_over(peer) if callable(left_over) else left_over
+
+    with ScriptedServer({"DOT": accepts_and}) as server:
+        settings.MAILERS = {"relay": server.mailer()}
+        connection = Connection("relay")
+        outcomes = [connection.hand_over(an_email()) for _ in range(3)]
+        connection.close()
+
+    assert [outcome.kind for outcome in outcomes] == [Kind.ACCEPTED] * 3
+    assert len(server.accepted) == 3
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_a_handshake_that_breaks_off_is_a_failure_to_connect(settings, tmp_path, monkeypatch):
+    """F-S25"""
+    path, tls_context = make_certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+
+    def breaks_the_second(peer):
+        return closes(peer) if peer.number == 2 else peer.start_tls()
+
+    with ScriptedServer({"TLS": breaks_the_second}, features=["STARTTLS"], tls_context=tls_context) as server:
+        settings.MAILERS = {"relay": server.mailer(host="localhost", use_tls=True)}
+        kinds = []
+        for _ in range(3):
+            connection = Connection("relay")
+            kinds.append(connection.hand_over(an_email()).kind)
+            connection.close()
+
+    assert kinds == [Kind.ACCEPTED, Kind.UNAVAILABLE, Kind.ACCEPTED]
+
+
+def test_a_handover_whose_time_is_over_is_not_begun(server, connection):
+    """F-D08, F-P14: this process was frozen, or its database slow."""
+    outcome = connection.hand_over(an_email(), until=time.monotonic() - 1)
+
+    assert (outcome.kind, outcome.code, outcome.is_local) == (Kind.UNAVAILABLE, "deadline", True)
+    assert not outcome.is_bad_round
+    assert server.connection_count == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "reply", "is_kept", "kind"),
+    [
+        ("GREETING", b"220 hello", False, Kind.UNAVAILABLE),
+        ("RCPT", b"250 yes", False, Kind.UNAVAILABLE),
+        ("RCPT", b"250 yes", True, Kind.UNAVAILABLE),
+        ("DOT", b"250 taken", False, Kind.UNCERTAIN),
+        ("DOT", b"250 taken", True, Kind.UNCERTAIN),
+    ],
+)
+def test_a_handover_is_over_when_its_time_is(settings, step, reply, is_kept, kind):
+    """F-S02, F-S10"""
+    with ScriptedServer() as server:
+        settings.MAILERS = {"relay": server.mailer()}
+        connection = Connection("relay")
+        if is_kept:
+            connection.hand_over(an_email())
+        server.at[step] = drips(reply)
+        began_at = time.monotonic()
+        outcome = connection.hand_over(an_email(), until=began_at + 1.5)
+
+        assert (outcome.kind, outcome.code) == (kind, "TimeoutError")
+        assert outcome.detail.startswith("not done within 1.5 s; it got as far as: ")
+        assert time.monotonic() - began_at < GIVE_UP_SECONDS / 2
+        del server.at[step]
+        assert connection.hand_over(an_email()).kind is Kind.ACCEPTED
+        assert server.connection_count == 2
+        connection.close()
+
+
+def test_a_team_passes_on_the_time_and_the_key(server, settings):
+    settings.MAILERS = {"relay": server.mailer()}
+    team = Team(2)
+    team.send("late", an_email(), "relay", until=time.monotonic() - 1, key="7f3a")
+    team.send("in time", an_email(), "relay", until=time.monotonic() + 30, key="7f3b")
+    outcomes = {}
+    while team.busy_count:
+        outcomes |= dict(team.collect(wait_seconds=10))
+    team.close()
+
+    assert {ticket: outcome.code for ticket, outcome in outcomes.items()} == {"late": "deadline", "in time": ""}
+
+
+def collected(team):
+    """The outcome of each ticket, once nobody is busy any more."""
+    outcomes = {}
+    while team.busy_count:
+        outcomes |= dict(team.collect(wait_seconds=10))
+    return outcomes
+
+
+def test_a_team_that_gets_no_thread_hands_the_mail_back(server, settings):
+    """This host has run out of threads: that is no provider's fault, and the next mail may find one again."""
+    settings.MAILERS = {"relay": server.mailer()}
+    team = Team(2)
+    with no_more_threads():
+        team.send("none", an_email(), "relay")
+        outcome = collected(team)["none"]
+    team.send("one", an_email(), "relay")
+
+    assert (outcome.kind, outcome.is_local, outcome.detail) == (Kind.UNAVAILABLE, True, "can't start new thread")
+    assert collected(team)["one"].kind is Kind.ACCEPTED
+    assert (team.idle_count, len(server.accepted)) == (2, 1)
+    team.close()
+
+
+def test_a_team_that_gets_no_second_thread_sends_all_by_the_first(server, settings):
+    settings.MAILERS = {"relay": server.mailer()}
+    team = Team(2)
+    team.send("first", an_email(), "relay")
+    with no_more_threads():
+        team.send("second", an_email(), "relay")
+        outcomes = collected(team)
+    team.close()
+
+    assert {ticket: outcome.kind for ticket, outcome in outcomes.items()} == dict.fromkeys(
+        ["first", "second"], Kind.ACCEPTED
+    )
 
 
 def test_a_server_that_hangs_up_on_each_new_connection_is_not_asked_a_third_time(server, connection):
@@ -262,12 +431,43 @@ def test_a_word_no_fake_provider_knows_is_named(fake):
     assert "Did you mean 'deferred'?" in outcome.detail
 
 
-def test_a_host_out_of_file_descriptors_is_not_the_providers_fault(server, connection, monkeypatch):
-    def run_out(*_args):
-        raise OSError(errno.EMFILE, "Too many open files")
+@pytest.fixture
+def no_file_descriptors():
+    """A function after which this process can open no more of them, until the test ends."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
-    monkeypatch.setattr("smtplib.socket.create_connection", run_out)
+    def run_out():
+        lowest_free = os.dup(0)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
 
-    outcome = connection.hand_over(an_email())
+    yield run_out
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
-    assert (outcome.kind, outcome.is_bad_round) == (Kind.THROTTLED, False)
+
+def test_a_host_out_of_file_descriptors_is_not_the_providers_fault(connection, no_file_descriptors):
+    no_file_descriptors()
+
+    assert not connection.hand_over(an_email()).is_bad_round
+
+
+def test_a_kept_connection_survives_a_host_out_of_file_descriptors(server, connection, no_file_descriptors):
+    connection.hand_over(an_email())
+    no_file_descriptors()
+
+    assert not connection.hand_over(an_email()).is_bad_round
+    assert len(server.accepted) == 1
+
+
+def test_a_kept_connection_over_http_survives_it_too(settings, no_file_descriptors):
+    with ESPServer() as server:
+        settings.MAILERS = {"esp": server.mailer("mailgun")}
+        connection = Connection("esp")
+        connection.hand_over(an_email())
+        no_file_descriptors()
+        outcome = connection.hand_over(an_email())
+        connection.close()
+
+    assert (outcome.kind, outcome.is_bad_round) == (Kind.UNAVAILABLE, False)
+    assert len(server.accepted) == 1

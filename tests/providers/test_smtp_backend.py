@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import os
+import shutil
+import signal
 import smtplib
-import socket
-import threading
-from contextlib import contextmanager
+import subprocess
+import sys
+import time
 
 import django
 import pytest
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 
+from mailengine.backends import smtp as smtp_module
 from mailengine.backends.smtp import Phase, SMTPBackend, phase_of, render
 from mailengine.compat import get_mailer
+from mailengine.deadline import Deadline
+from mailengine.deadline import _watchdog as watchdog
 from mailengine.testing.smtp_server import HANG_UP, SILENCE, SMTPServer
+
+from .scripted import Peer, ScriptedServer, closes, drips, hangs, make_certificate, resets
 
 
 @pytest.fixture
@@ -172,74 +181,42 @@ def test_starttls_that_is_not_offered_is_not_done_without(server, settings):
     assert phase_of(caught.value) is Phase.STARTTLS
 
 
-@contextmanager
-def one_conversation(*replies, then):
-    """A server for one connection: says each reply when it is its turn, then does `then(connection)` after DATA."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def converse():
-        connection, _ = listener.accept()
-        with connection, connection.makefile("rb") as lines:
-            for reply in replies:
-                connection.sendall(reply + b"\r\n")
-                lines.readline()
-            then(connection)
-
-    thread = threading.Thread(target=converse)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        thread.join()
-        listener.close()
-
-
 LARGE = ("x" * 900 + "\n") * 22_000  # more than the buffers of both kernels hold
-UNTIL_DATA = (b"220 hello", b"250 hello", b"250 sender", b"250 recipient")
 
 
-def send_to(port, settings, email):
-    settings.MAILERS = {
-        "relay": {
-            "BACKEND": "mailengine.backends.SMTPBackend",
-            "OPTIONS": {"host": "127.0.0.1", "port": port, "timeout": 2},
-        }
-    }
-    return get_mailer("relay").send_messages([email])
-
-
-def hang_up_hard(connection):
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+def send_to(server, settings, email=None, **options):
+    settings.MAILERS = {"relay": server.mailer(**options)}
+    return get_mailer("relay").send_messages([email or an_email()])
 
 
 def test_a_connection_that_breaks_within_the_body_leaves_no_doubt(settings):
     """F-S05"""
 
-    def refuse_to_listen(connection):
-        connection.sendall(b"354 go on\r\n")
-        connection.recv(10)
-        hang_up_hard(connection)
+    def breaks(peer):
+        peer.read(10_000)
+        resets(peer)
 
     with (
-        one_conversation(*UNTIL_DATA, then=refuse_to_listen) as port,
-        pytest.raises(smtplib.SMTPServerDisconnected) as caught,
+        ScriptedServer({"BODY": breaks}) as server,
+        pytest.raises(smtplib.SMTPServerDisconnected, match="within the body") as caught,
     ):
-        send_to(port, settings, an_email(body=LARGE))
+        send_to(server, settings, an_email(body=LARGE))
     assert phase_of(caught.value) is Phase.BODY
 
 
-def test_a_no_that_comes_before_the_end_of_the_body_is_heard(settings):
-    def refuse_early(connection):
-        connection.sendall(b"354 go on\r\n")
-        connection.recv(10)
-        connection.sendall(b"552 5.3.4 Too big\r\n")
-        connection.shutdown(socket.SHUT_WR)
-        threading.Event().wait(0.3)  # for the reply to get through before what follows it
-        hang_up_hard(connection)
+@pytest.mark.parametrize("reply", ["552 5.3.4 Too big", "421 4.3.2 Going down"])
+def test_a_no_that_comes_before_the_end_of_the_body_is_heard(settings, reply):
+    """F-S16"""
 
-    with one_conversation(*UNTIL_DATA, then=refuse_early) as port, pytest.raises(smtplib.SMTPDataError) as caught:
-        send_to(port, settings, an_email(body=LARGE))
-    assert (caught.value.smtp_code, phase_of(caught.value)) == (552, Phase.BODY)
+    def refuses_early(peer):
+        peer.read(10_000)
+        peer.say(reply)
+        time.sleep(0.3)  # for the reply to get through before what follows it
+        resets(peer)
+
+    with ScriptedServer({"BODY": refuses_early}) as server, pytest.raises(smtplib.SMTPDataError) as caught:
+        send_to(server, settings, an_email(body=LARGE))
+    assert (caught.value.smtp_code, phase_of(caught.value)) == (int(reply[:3]), Phase.BODY)
 
 
 def test_one_connection_serves_many_mails(server, backend):
@@ -273,6 +250,393 @@ def test_no_wait_is_longer_than_the_deadline_of_a_send(settings, timeout, expect
     settings.MAILERS["relay"]["OPTIONS"]["timeout"] = timeout
 
     assert get_mailer("relay").timeout == expected
+
+
+@pytest.fixture
+def short_deadline(settings):
+    """A send may take half a second; one wait for the server, half a minute."""
+    settings.MAILENGINE = {"SEND_DEADLINE_SECONDS": 0.5}
+
+
+STEPS = {
+    "GREETING": (Phase.GREETING, b"220 hello"),
+    "EHLO": (Phase.EHLO, b"250-hello"),
+    "MAIL": (Phase.MAIL, b"250 yes"),
+    "RCPT": (Phase.RCPT, b"250 yes"),
+    "DATA": (Phase.DATA, b"354 go on"),
+    "DOT": (Phase.AWAIT, b"250 taken"),
+}
+
+
+@pytest.mark.usefixtures("short_deadline")
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("how", ["hangs", "drips"])
+def test_a_send_is_over_at_its_deadline_whatever_the_server_does(settings, step, how):
+    """F-S02, F-S03, F-S10"""
+    phase, reply = STEPS[step]
+    with (
+        ScriptedServer({step: hangs if how == "hangs" else drips(reply)}) as server,
+        pytest.raises(TimeoutError, match=f"^not done within 0.5 s; it got as far as: {phase.value}$") as caught,
+    ):
+        send_to(server, settings)
+    assert phase_of(caught.value) is phase
+    assert len(server.accepted) == (phase is Phase.AWAIT)
+
+
+@pytest.mark.usefixtures("short_deadline")
+def test_a_server_that_stops_reading_ends_in_the_body_at_the_deadline(settings):
+    """F-S03"""
+    with ScriptedServer({"BODY": hangs}) as server, pytest.raises(TimeoutError, match="as far as: body") as caught:
+        send_to(server, settings, an_email(body=LARGE))
+    assert phase_of(caught.value) is Phase.BODY
+
+
+@pytest.mark.usefixtures("short_deadline")
+def test_a_no_that_was_said_before_the_deadline_is_heard_at_it(settings):
+    def refuses_and_stops(peer):
+        peer.say("552 5.3.4 Too big")
+        hangs(peer)
+
+    with ScriptedServer({"BODY": refuses_and_stops}) as server, pytest.raises(smtplib.SMTPDataError) as caught:
+        send_to(server, settings, an_email(body=LARGE))
+    assert caught.value.smtp_code == 552
+
+
+@pytest.mark.usefixtures("short_deadline")
+def test_each_mail_has_a_deadline_of_its_own(settings):
+    with SMTPServer() as server:
+        server.delay_seconds = 0.2
+        settings.MAILERS = {"relay": server.mailer()}
+
+        assert get_mailer("relay").send_messages([an_email() for _ in range(4)]) == 4
+    assert server.connection_count == 1
+
+
+def test_the_deadline_of_the_caller_counts_when_it_is_sooner(settings):
+    with (
+        ScriptedServer({"DOT": drips(b"250 taken")}) as server,
+        Deadline(time.monotonic() + 0.3),
+        pytest.raises(TimeoutError, match=r"not done within 0\.3 s"),
+    ):
+        send_to(server, settings)
+
+
+@pytest.mark.usefixtures("short_deadline")
+def test_a_backend_kept_open_goes_on_by_a_new_connection_after_a_deadline(settings):
+    def drips_at_first(peer):
+        return drips(b"250 yes")(peer) if peer.number == 1 else "250 yes"
+
+    with ScriptedServer({"MAIL": drips_at_first}) as server:
+        settings.MAILERS = {"relay": server.mailer()}
+        backend = get_mailer("relay")
+        backend.open()
+        with pytest.raises(TimeoutError):
+            backend.send_messages([an_email()])
+
+        assert backend.send_messages([an_email()]) == backend.send_messages([an_email()]) == 1
+        assert (len(server.accepted), server.connection_count) == (2, 2)
+        backend.close()
+
+
+@pytest.mark.usefixtures("short_deadline")
+@pytest.mark.parametrize("step", ["GREETING", "RCPT"])
+def test_a_deadline_passes_silently_where_failures_do(settings, step):
+    with ScriptedServer({step: hangs}) as server:
+        assert send_to(server, settings, fail_silently=True) == 0
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """For "localhost": the path of its PEM, and the server's side of TLS."""
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture
+def trusted(certificate, monkeypatch):
+    """The server's side of TLS, with a certificate that clients trust."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    return certificate[1]
+
+
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+
+
+@needs_openssl
+@pytest.mark.parametrize("options", [{"use_tls": True}, {"use_ssl": True}])
+def test_mail_goes_over_tls(settings, trusted, options):
+    at = {"CONNECT": Peer.start_tls} if "use_ssl" in options else {}
+    with ScriptedServer(at, features=["STARTTLS"], tls_context=trusted) as server:
+        assert send_to(server, settings, host="localhost", **options) == 1
+    assert b"Subject: Hello" in server.accepted[0]
+
+
+@needs_openssl
+@pytest.mark.usefixtures("short_deadline")
+@pytest.mark.parametrize(
+    ("step", "action", "options", "phase"),
+    [
+        ("TLS", hangs, {"use_tls": True}, Phase.STARTTLS),
+        ("TLS", drips(b"\x16\x03\x03\x40\x00\x02"), {"use_tls": True}, Phase.STARTTLS),
+        ("CONNECT", hangs, {"use_ssl": True}, Phase.CONNECT),
+        ("CONNECT", drips(b"\x16\x03\x03\x40\x00\x02"), {"use_ssl": True}, Phase.CONNECT),
+        ("AUTH", drips(b"235 welcome"), {"use_tls": True, "username": "ann", "password": "secret"}, Phase.AUTH),
+        ("BODY", hangs, {"use_tls": True}, Phase.BODY),
+        ("DOT", drips(b"250 taken"), {"use_tls": True}, Phase.AWAIT),
+    ],
+)
+def test_a_deadline_ends_it_over_tls_too(settings, trusted, step, action, options, phase):
+    """F-S10"""
+    with (
+        ScriptedServer({step: action}, features=["STARTTLS", "AUTH PLAIN"], tls_context=trusted) as server,
+        pytest.raises(TimeoutError, match="not done within") as caught,
+    ):
+        send_to(server, settings, an_email(body=LARGE if step == "BODY" else ""), host="localhost", **options)
+    assert phase_of(caught.value) is phase
+
+
+SENDS = """
+import sys, time
+from django.conf import settings
+from django.core.mail import EmailMessage
+import django
+settings.configure(MAILENGINE={"SEND_DEADLINE_SECONDS": 1}, DEFAULT_CHARSET="utf-8")
+django.setup()
+from mailengine.backends.smtp import SMTPBackend, phase_of
+try:
+    SMTPBackend(host="127.0.0.1", port=int(sys.argv[1]), timeout=30).send_messages(
+        [EmailMessage("Hello", "Hello.", "news@example.org", ["ann@example.org"])]
+    )
+except TimeoutError as error:
+    print(phase_of(error).value)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no SIGSTOP on this system")
+@pytest.mark.parametrize(("step", "reply", "phase"), [("EHLO", "250 hello", "mail"), ("DATA", "354 go on", "body")])
+def test_a_process_that_was_frozen_does_not_go_on_when_its_time_is_over(step, reply, phase):
+    """F-P14: somebody else may have sent the mail by now."""
+    process = None
+
+    def freezes_it(_peer):
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(1.5)
+        return reply
+
+    def thaws_it(peer):
+        action = freezes_it(peer)
+        peer.say(action)  # it lies there to be read when the process wakes up
+        os.kill(process.pid, signal.SIGCONT)
+
+    with ScriptedServer({step: thaws_it}) as server:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SENDS, str(server.port)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        out, err = process.communicate(timeout=60)
+
+    assert out.strip() == phase, err
+    assert b"\r\n.\r\n" not in server.received
+    assert server.accepted == []
+
+
+@pytest.mark.parametrize(
+    ("step", "reply", "phase", "unsaid"),
+    [("EHLO", "250 hello", Phase.MAIL, b"MAIL"), ("DATA", "354 go on", Phase.BODY, b"\r\n.\r\n")],
+)
+def test_a_sender_that_wakes_up_before_the_watchdog_looks_at_the_time_itself(settings, step, reply, phase, unsaid):
+    """F-P14"""
+
+    def answers_late(peer):
+        with watchdog._changed:  # which can do nothing meanwhile
+            time.sleep(0.7)
+            peer.say(reply)
+            peer.sock.settimeout(0.5)
+            peer.read_until(b"\r\n.\r\n")
+
+    with (
+        ScriptedServer({step: answers_late}) as server,
+        Deadline(time.monotonic() + 0.5),
+        pytest.raises(TimeoutError) as caught,
+    ):
+        send_to(server, settings)
+    assert phase_of(caught.value) is phase
+    assert unsaid not in server.received.upper()
+
+
+TOO_LONG = "250 " + "x" * 20_000
+
+
+@pytest.fixture
+def quick_goodbye(monkeypatch):
+    monkeypatch.setattr(smtp_module, "GOODBYE_SECONDS", 0.3)
+
+
+@pytest.mark.usefixtures("quick_goodbye")
+@pytest.mark.parametrize(
+    "goodbye",
+    ["421 4.3.2 Going down", TOO_LONG, "what?", "500 What?", hangs, closes, resets, drips(b"221 bye")],
+)
+def test_whatever_becomes_of_the_goodbye_mail_taken_is_sent(settings, goodbye):
+    """F-S15"""
+    began_at = time.monotonic()
+    with ScriptedServer({"QUIT": goodbye}) as server:
+        assert send_to(server, settings) == 1
+
+    assert len(server.accepted) == 1
+    assert time.monotonic() - began_at < 10  # a drip goes on for longer
+
+
+@pytest.mark.usefixtures("quick_goodbye")
+@pytest.mark.parametrize(
+    "answer", ["421 4.3.2 Going down", TOO_LONG, "what?", hangs, closes, resets, drips(b"250 yes")]
+)
+def test_a_refusal_that_was_read_stays_one_whatever_follows(settings, answer):
+    """F-S15"""
+
+    began_at = time.monotonic()
+
+    def refuses_ann(_peer):
+        return "550 5.1.1 No such user" if b"ann@" in server.received.splitlines()[-1] else "250 yes"
+
+    with ScriptedServer({"RCPT": refuses_ann, "RSET": answer}) as server:
+        settings.MAILERS = {"relay": server.mailer()}
+        backend = get_mailer("relay")
+        backend.open()
+        with pytest.raises(smtplib.SMTPRecipientsRefused) as caught:
+            backend.send_messages([an_email("ann@example.org")])
+        backend.close()
+
+    assert caught.value.recipients == {"ann@example.org": (550, b"5.1.1 No such user")}
+    assert time.monotonic() - began_at < 10  # a drip goes on for longer
+
+
+def test_a_yes_to_mail_is_any_2xx(settings):
+    with ScriptedServer({"MAIL": "251 yes", "RCPT": "252 yes"}) as server:
+        assert send_to(server, settings) == 1
+
+
+def test_a_yes_to_data_without_its_go_on_sends_nothing(settings):
+    """The server is a reply behind; what it says next would be taken for an answer to the mail."""
+    with ScriptedServer({"DATA": "250 yes"}) as server, pytest.raises(smtplib.SMTPServerDisconnected) as caught:
+        send_to(server, settings)
+    assert phase_of(caught.value) is Phase.DATA
+    assert b"Subject" not in server.received
+
+
+class GreyServer(ScriptedServer):
+    """Refuses DATA with `reply` for mail to grey@; its transaction stays open then, until RSET or a new connection."""
+
+    def __init__(self, reply):
+        super().__init__()
+        self.reply = reply
+        self.is_within: dict[int, bool] = {}
+
+    def answer(self, verb, peer):
+        is_nested = verb == "MAIL" and self.is_within.get(peer.number)
+        is_refused = verb == "DATA" and b"grey@" in self.received.splitlines()[-2]
+        if verb in {"MAIL", "RSET"} or (verb == "DATA" and not is_refused):
+            self.is_within[peer.number] = verb == "MAIL"
+        if is_nested or is_refused:
+            peer.say("503 5.5.1 Nested MAIL" if is_nested else self.reply)
+        else:
+            super().answer(verb, peer)
+
+
+@pytest.mark.parametrize(
+    ("reply", "connection_count"),
+    [("450 4.7.1 Try later", 1), ("554 5.5.1 No", 1), ("421 4.3.2 Going down", 2), ("150 What?", 2)],
+)
+def test_a_no_to_data_leaves_nothing_behind_for_the_next_mail(settings, reply, connection_count):
+    """F-S15: the transaction is still open then, and a MAIL within it is out of order."""
+    with GreyServer(reply) as server:
+        settings.MAILERS = {"relay": server.mailer()}
+        backend = get_mailer("relay")
+        backend.open()
+        with pytest.raises(smtplib.SMTPDataError) as caught:
+            backend.send_messages([an_email("grey@example.org")])
+        backend.send_messages([an_email("ann@example.org")])
+        backend.close()
+
+    assert f"{caught.value.smtp_code} {caught.value.smtp_error.decode()}" == reply
+    assert phase_of(caught.value) is Phase.DATA
+    assert (len(server.accepted), server.connection_count) == (1, connection_count)
+
+
+@pytest.mark.parametrize("refusal", ["500 What?", "502 5.5.1 Not implemented"])
+def test_a_server_of_before_esmtp_gets_seven_bits_and_no_parameters(settings, refusal):
+    """F-S29"""
+    email = EmailMultiAlternatives("Grüße", "Grüße" * 300, "Zoë <zoe@bücher.example>", ["ann@example.org"])
+    email.attach_alternative("<p>Grüße</p>", "text/html")
+    with ScriptedServer({"EHLO": refusal}) as server:
+        assert send_to(server, settings, email) == 1
+
+    assert server.received.isascii()
+    lines = server.received.splitlines()
+    assert lines[1].upper().startswith(b"HELO ")
+    assert lines[2].upper() == b"MAIL FROM:<ZOE@XN--BCHER-KVA.EXAMPLE>"
+    assert max(map(len, lines)) <= 998
+
+
+def test_a_server_that_offers_neither_8bitmime_nor_smtputf8_is_asked_for_neither(settings):
+    """F-S29"""
+    with ScriptedServer(features=["SIZE 1000000"]) as server:
+        assert send_to(server, settings, an_email(body="Grüße")) == 1
+
+    (mail,) = [line for line in server.received.splitlines() if line.upper().startswith(b"MAIL")]
+    assert b"BODY" not in mail.upper()
+    assert b"SMTPUTF8" not in mail.upper()
+    assert server.received.isascii()
+
+
+@pytest.mark.parametrize(("step", "half", "phase"), [("RCPT", b"550 5.", Phase.RCPT), ("DOT", b"25", Phase.AWAIT)])
+def test_half_a_line_is_no_answer(settings, step, half, phase):
+    """F-S12: smtplib takes what came before the end of a connection for a line."""
+
+    def breaks_off(peer):
+        peer.say(half)
+        closes(peer)
+
+    with ScriptedServer({step: breaks_off}) as server, pytest.raises(smtplib.SMTPServerDisconnected) as caught:
+        send_to(server, settings)
+    assert phase_of(caught.value) is phase
+
+
+def secrets(password):
+    """The forms in which a password may be on the wire."""
+    return [form.rstrip(b"=") for form in (password.encode(), *encoded(password), *encoded(f"\0ann\0{password}"))]
+
+
+def encoded(text):
+    return [base64.b64encode(text.encode())]
+
+
+@needs_openssl
+@pytest.mark.parametrize("fault", ["not offered", "refused", "expired", "of another host", "not trusted"])
+def test_without_trustworthy_tls_the_password_is_never_sent(settings, tmp_path, monkeypatch, fault):
+    """F-S24"""
+    name = "other.example" if fault == "of another host" else "localhost"
+    path, tls_context = make_certificate(tmp_path, name=name, expired=fault == "expired")
+    if fault != "not trusted":
+        monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    features = ["AUTH PLAIN LOGIN"] if fault == "not offered" else ["STARTTLS", "AUTH PLAIN LOGIN"]
+    at = {"STARTTLS": "454 4.7.0 Not now"} if fault == "refused" else {}
+    with (
+        ScriptedServer(at, features=features, tls_context=tls_context) as server,
+        pytest.raises(OSError, match=r"STARTTLS|454|certificate") as caught,
+    ):
+        send_to(server, settings, host="localhost", use_tls=True, username="ann", password="correct horse")
+
+    assert phase_of(caught.value) is Phase.STARTTLS
+    assert b"AUTH" not in server.received.upper()
+    assert not any(form in server.received for form in secrets("correct horse"))
+
+
+@needs_openssl
+def test_the_password_is_seen_by_a_server_that_is_trusted(settings, trusted):
+    """So that the test above can fail."""
+    with ScriptedServer(features=["STARTTLS", "AUTH PLAIN"], tls_context=trusted) as server:
+        send_to(server, settings, host="localhost", use_tls=True, username="ann", password="correct horse")
+
+    assert any(form in server.received for form in secrets("correct horse"))
 
 
 @pytest.mark.skipif(django.VERSION >= (6, 1), reason="from Django 6.1 on every backend is built from MAILERS")

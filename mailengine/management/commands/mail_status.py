@@ -7,11 +7,11 @@ import sys
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DatabaseError
+from django.db import Error as DatabaseFault
 
 from ...reporting.schedule import crontab_lines, systemd_units
 from ...reporting.status import CRITICAL, GOOD, LEVELS, UNKNOWN, QueueStatus, queue_status
-from ..base import duration, failed_checks, in_words
+from ..base import database_trouble, duration, failed_checks, in_words
 
 COLUMNS = ("due", "scheduled", "sending", "deferred", "uncertain", "kept", "held", "dead")
 
@@ -40,8 +40,8 @@ class Command(BaseCommand):
             return
         try:
             status = queue_status()
-        except DatabaseError as error:
-            text = _trouble(error)
+        except DatabaseFault as error:
+            text = database_trouble(error)
             if not options["check"] and not options["json"]:
                 raise CommandError(text) from error
             self._write(f"MAIL {LEVELS[UNKNOWN]}: {text}", {"level": LEVELS[UNKNOWN], "findings": [text]}, options)
@@ -56,14 +56,6 @@ class Command(BaseCommand):
 
     def _write(self, text: str, as_json: dict[str, Any], options: dict[str, Any]) -> None:
         self.stdout.write(json.dumps({"command": "mail_status", **as_json}) if options["json"] else text)
-
-
-def _trouble(error: DatabaseError) -> str:
-    """What is wrong with the database, in one line."""
-    text = " ".join(str(error).split())
-    if "mailengine_" in text:
-        return f"tables are missing, run manage.py migrate: {text}"
-    return f"the database does not answer: {text}"
 
 
 def _verdict(status: QueueStatus) -> str:

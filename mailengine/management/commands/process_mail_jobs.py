@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from threading import Event
 from typing import Any
 
 from ...models import MessageJob
 from ...pipeline.expand import ExpansionReport, expand_jobs
+from ...pipeline.processes import StopFlag
 from ..base import SliceCommand, counted, duration
 
 NAME = "process_mail_jobs"
@@ -21,7 +21,7 @@ class Command(SliceCommand):
         if options["dry_run"]:
             self._dry_run(options)
             return
-        stop = Event()
+        stop = StopFlag()
         with self.stopping(stop), self.progress_bar(lambda: None, verbosity=options["verbosity"]) as draw:
             report = expand_jobs(
                 max_time=options["max_time"],

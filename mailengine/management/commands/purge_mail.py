@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from threading import Event
 from typing import Any
 
 from django.core.management.base import CommandParser
 
+from ...pipeline.processes import StopFlag
 from ...pipeline.purge import purge
 from ..base import MailCommand, counted
 
@@ -22,7 +22,7 @@ class Command(MailCommand):
         parser.add_argument("--days", type=_days, default=90, metavar="N", help="how old; default: %(default)s days")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        stop = Event()
+        stop = StopFlag()
         with self.stopping(stop):
             report = purge(days=options["days"], must_stop=stop.is_set)
         removed = [counted(number, name.removesuffix("s")) for name, number in vars(report).items() if number]
