@@ -11,7 +11,7 @@ import threading
 import time
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
@@ -25,6 +25,7 @@ COMPANY_SECONDS = 0.01
 
 OVERDUE = Outcome(Kind.UNCERTAIN, code="overdue", detail="its backend had not come back when its time was over")
 NO_SENDER = Outcome(Kind.UNAVAILABLE, code="no thread", is_local=True)
+NOT_TAKEN = replace(NO_SENDER, detail="those there are were busy until its time was over")
 
 T = TypeVar("T")
 
@@ -38,13 +39,19 @@ class Task(Generic[T]):
     connection: Connection
     until: float | None = None
     key: str = ""
+    _taken: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self) -> bool:
+        """Whether it is the caller's now: the sender's who hands it over, or the owner's who withdraws it."""
+        return self._taken.acquire(blocking=False)
 
 
 class Team(Generic[T]):
     """Up to `size` threads, started when there is work for them.
 
     A backend that does not keep to the end of its handover costs its thread, and nobody else's time: after
-    `grace_seconds` more the handover counts as uncertain, and another thread takes the place.
+    `grace_seconds` more the handover counts as uncertain, and another thread takes the place. What no thread has taken
+    by then is withdrawn, untouched.
     """
 
     def __init__(self, size: int, *, grace_seconds: float = float("inf")) -> None:
@@ -110,18 +117,29 @@ class Team(Generic[T]):
 
     def _give_up(self) -> list[tuple[T, Outcome]]:
         now = time.monotonic()
-        overdue = [t for t in self._tasks if t.until is not None and now > t.until + self.grace_seconds]
-        for task in overdue:
+        late = [t for t in self._tasks if t.until is not None and now > t.until + self.grace_seconds]
+        given_up = []
+        for task in late:
             self._free(task)
-            self._overdue.add(task)
-        return [(task.ticket, OVERDUE) for task in overdue]
+            if task.take():
+                self._idle[task.connection.alias].append(task.connection)
+                given_up.append((task.ticket, NOT_TAKEN))
+            else:
+                self._overdue.add(task)
+                given_up.append((task.ticket, OVERDUE))
+        return given_up
 
     def _free(self, task: Task[T]) -> None:
         self._tasks.remove(task)
         self.in_flight[task.connection.alias] -= 1
 
     def close(self) -> None:
-        """Close the idle connections and let the threads end; those still sending are left to their deadline."""
+        """Close the idle connections and let the threads end; those still sending are left to their deadline.
+
+        What none of them has taken by now is never sent.
+        """
+        for task in self._tasks:
+            task.take()
         for connections in self._idle.values():
             for connection in connections:
                 self._inbox.put(connection)
@@ -137,4 +155,5 @@ class Team(Generic[T]):
             if isinstance(task, Connection):
                 task.close()
                 continue
-            self._outbox.put((task, task.connection.hand_over(task.email, until=task.until, key=task.key)))
+            if task.take():
+                self._outbox.put((task, task.connection.hand_over(task.email, until=task.until, key=task.key)))

@@ -246,6 +246,58 @@ def test_a_team_that_gets_no_second_thread_sends_all_by_the_first(server, settin
     )
 
 
+@pytest.mark.parametrize("end", ["its time is over", "the team is closed"])
+def test_what_no_thread_has_taken_is_not_sent_by_one_that_comes_to_it_late(server, settings, end):
+    """The thread before it hangs. Of the second not a byte was sent, and it comes back as that."""
+    settings.MAILERS = {"relay": server.mailer(timeout=30)}
+    hangs, go_on = threading.Event(), threading.Event()
+
+    def hang(step):
+        if step.verb == "MAIL":
+            hangs.set()
+            go_on.wait(30)
+
+    server.answer = hang
+    team = Team(2, grace_seconds=0)
+    team.send("first", an_email("first@example.org"), "relay")
+    assert hangs.wait(30)
+    until = time.monotonic() + (0.2 if end == "its time is over" else 60)
+    with no_more_threads():
+        team.send("behind", an_email("behind@example.org"), "relay", until=until)
+    if end == "its time is over":
+        ((ticket, outcome),) = team.collect(wait_seconds=1)
+        assert (ticket, outcome.kind, outcome.code, outcome.is_local) == (
+            "behind", Kind.UNAVAILABLE, "no thread", True,
+        )  # fmt: skip
+        assert team.busy_count == 1
+    team.close()
+    (thread,) = team._threads
+    go_on.set()
+    thread.join(30)
+    for task in team._tasks:
+        task.connection.close()
+
+    assert [mail.recipients for mail in server.accepted] == [("first@example.org",)]
+
+
+def test_one_that_waits_for_a_thread_gets_it_once_it_is_free(server, settings):
+    """Though a twin of it was given up in between."""
+    settings.MAILERS = {"relay": server.mailer(timeout=30)}
+    server.delay_seconds = 0.5
+    team = Team(3, grace_seconds=0)
+    team.send("first", an_email(), "relay")
+    with no_more_threads():
+        team.send("given up", an_email(), "relay", until=time.monotonic() + 0.1)
+        team.send("patient", an_email(), "relay")
+        outcomes = collected(team)
+    team.close()
+
+    assert {ticket: outcome.kind for ticket, outcome in outcomes.items()} == {
+        "first": Kind.ACCEPTED, "given up": Kind.UNAVAILABLE, "patient": Kind.ACCEPTED,
+    }  # fmt: skip
+    assert (team.idle_count, len(server.accepted)) == (3, 2)
+
+
 def test_a_server_that_hangs_up_on_each_new_connection_is_not_asked_a_third_time(server, connection):
     connection.hand_over(an_email())
     server.answer = lambda step: HANG_UP if step.verb == "MAIL" else None
