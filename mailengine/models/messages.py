@@ -232,7 +232,8 @@ class MessageQuerySet(models.QuerySet["Message"]):
         """Record the late result of attempt `number`, whose lease was over: it counts while no later one has begun.
 
         The message is uncertain by this very attempt then, or claimed again but not begun; whoever claimed it finds
-        at its Begin that it isn't theirs any more. To be called in a transaction that has locked it, see `held()`.
+        at its Begin that it isn't theirs any more. A result that it did not go takes away the doubt that this attempt
+        has left. To be called in a transaction that has locked it, see `held()`.
         """
         from .attempts import Attempt
 
@@ -242,7 +243,8 @@ class MessageQuerySet(models.QuerySet["Message"]):
             ~Exists(later),
             pk=message.pk,
         )
-        return self._apply(ours, message, verdict, outcome) > 0
+        doubts = {} if outcome.kind is Kind.ACCEPTED else {"uncertain_count": Greatest("uncertain_count", 1) - 1}
+        return self._apply(ours, message, verdict, outcome, **doubts) > 0
 
     def settle_proven(self, message: Message, outcome: Outcome) -> bool:
         """Record that `message.provider` has this message, as it said by another way; False when it was done with.
@@ -253,7 +255,9 @@ class MessageQuerySet(models.QuerySet["Message"]):
         ours = Message.objects.filter(pk=message.pk, status__in=Message.OPEN_STATUSES)
         return self._apply(ours, message, Verdict(Status.SENT, f"proven: {outcome}"), outcome) > 0
 
-    def _apply(self, ours: MessageQuerySet, message: Message, verdict: Verdict, outcome: Outcome | None) -> int:
+    def _apply(
+        self, ours: MessageQuerySet, message: Message, verdict: Verdict, outcome: Outcome | None, **changes: Any
+    ) -> int:
         values: dict[str, Any] = {
             "status": verdict.status,
             "reason": one_line(verdict.reason, length=REASON_LENGTH),
@@ -278,7 +282,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
                 values["provider_message_id"] = outcome.provider_message_id[:255]
         if verdict.status == Status.SENT:
             values["sent_at"] = db_now()
-        return ours.update(**values)
+        return ours.update(**values, **changes)
 
     def release(self, ids: Collection[UUID], *leases: Lease) -> int:
         """Give messages back unbegun, as they were before the claim."""

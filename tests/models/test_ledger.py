@@ -162,6 +162,15 @@ def test_a_late_refusal_for_now_is_a_proof_too(clock):
     assert (message.status, message.attempt_count) == ("deferred", 1)
 
 
+@pytest.mark.parametrize(("outcome", "before", "after"), [(DEFERRED, 1, 0), (DEFERRED, 2, 1), (ACCEPTED, 1, 1)])
+def test_a_late_result_that_it_did_not_go_takes_its_doubt_away_and_no_other(clock, outcome, before, after):
+    message = after_a_lost_handover(clock)
+    Message.objects.update(uncertain_count=before)
+    settle_late(message, Verdict(Status.DEFERRED, available_at=now()), outcome=outcome)
+    message.refresh_from_db()
+    assert message.uncertain_count == after
+
+
 def test_a_message_that_a_person_requeued_is_not_settled_late(clock):
     """Its next Begin asks the ledger, see P25."""
     message = after_a_lost_handover(clock)
