@@ -6,14 +6,13 @@ out: the Message-ID, the Date and the MIME boundaries come from the row, not fro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.headerregistry import HeaderRegistry, UnstructuredHeader
 from email.message import Message as MIMEMessage
 from email.policy import default
 from email.utils import format_datetime
 from typing import Any
-from weakref import WeakValueDictionary
 
 from django.conf import settings as django_settings
 from django.core.mail import EmailMultiAlternatives
@@ -25,10 +24,10 @@ from ..compat import mime_part
 from ..errors import InvalidAddress, InvalidMail, MailengineError
 from ..headers import WORD, header_text
 from ..ids import ID_METADATA
-from ..models import Attachment, Content, Message
+from ..models import Attachment, Content, ContentFile, Message
 from .checked import checked_address, checked_headers, checked_text, listed
 from .extras import ANYMAIL_ATTRIBUTES, checked_extras
-from .files import File, checked_filename, checked_mimetype
+from .files import checked_filename, checked_mimetype
 from .merge import compile_words, render_header
 
 ID_HEADER = "X-Mailengine-Id"
@@ -40,11 +39,16 @@ class NoSender(MailengineError):  # noqa: N818  named as the family in errors.py
 
 @dataclass(frozen=True)
 class Words:
-    """The content of a mail with its files, loaded once for all messages that share it."""
+    """The content of a mail and the names of its files, loaded once for all messages that share it."""
 
     content: Content
-    files: Sequence[File]
-    loaded: Sequence[Loaded] = ()
+    files: Sequence[ContentFile]
+
+    @property
+    def size(self) -> int:
+        """What a mail of it takes at least, in bytes: its words, and its files, which are not loaded yet."""
+        content = self.content
+        return len(content.text) + len(content.html) + sum(file.attachment.size for file in self.files)
 
 
 class ComposedEmail(EmailMultiAlternatives):
@@ -87,36 +91,13 @@ _header_factory = HeaderRegistry(default_class=_WholeWords)
 
 
 def load_words(content_id: int) -> Words:
-    """The content and the bytes of its files.
-
-    Raises `InvalidMail` for what no mail can be made of, and `OSError` when the storage can't give the files.
-    """
+    """The content and what it says of its files. Raises `InvalidMail` for what no mail can be made of."""
     content = _checked(Content.objects.get(pk=content_id))
-    uses = list(content.files.select_related("attachment"))
-    loaded = [_loaded(use.attachment) for use in uses]
-    files = [
-        File(checked_filename(use.filename), checked_mimetype(use.mimetype, what="a file"), one.data, use.is_part)
-        for use, one in zip(uses, loaded, strict=True)
-    ]
-    return Words(content, files, loaded)
-
-
-@dataclass(frozen=True, eq=False)
-class Loaded:
-    """The bytes of a file, which all contents that have it share."""
-
-    data: bytes
-
-
-_loaded_files: WeakValueDictionary[str, Loaded] = WeakValueDictionary()
-"""By SHA-256; for as long as the words of any mail hold on to them."""
-
-
-def _loaded(attachment: Attachment) -> Loaded:
-    one = _loaded_files.get(attachment.sha256)
-    if one is None:
-        one = _loaded_files[attachment.sha256] = Loaded(attachment.read())
-    return one
+    files = list(content.files.select_related("attachment"))
+    for file in files:
+        file.filename = checked_filename(file.filename)
+        file.mimetype = checked_mimetype(file.mimetype, what="a file")
+    return Words(content, files)
 
 
 def _checked(content: Content) -> Content:
@@ -133,10 +114,10 @@ def _checked(content: Content) -> Content:
     return content
 
 
-def compose(message: Message, words: Words) -> ComposedEmail:
-    """The email for those recipients of the message that are still to be served.
+def compose(message: Message, words: Words, *, read: Callable[[Attachment], bytes] = Attachment.read) -> ComposedEmail:
+    """The email for those recipients of the message that are still to be served; `read` gives the bytes of a file.
 
-    Raises `InvalidMail` when the merge data can't be put into these words, and `NoSender`.
+    Raises `InvalidMail` when the merge data can't be put into these words, `NoSender`, and what `read` raises.
     """
     content = words.content
     sender = _sender(content)
@@ -150,10 +131,11 @@ def compose(message: Message, words: Words) -> ComposedEmail:
         email.attach_alternative(html, "text/html")
     _add_extras(email, content.extras, message)
     for file in words.files:
+        data = read(file.attachment)
         if file.is_part:
-            email.attach(mime_part(file.data))
+            email.attach(mime_part(data))
         else:
-            email.attach(file.filename or None, file.data, file.mimetype or None)
+            email.attach(file.filename or None, data, file.mimetype or None)
     return email
 
 

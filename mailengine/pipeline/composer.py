@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from uuid import UUID
@@ -13,7 +14,7 @@ from django.db import router, transaction
 
 from ..conf import Settings
 from ..errors import InvalidMail
-from ..models import Attachment, Lease, Message, MessageJob
+from ..models import Attachment, Message, MessageJob
 from ..models.content import attachment_storage
 from ..models.messages import POISON_CLAIMS, Status, Verdict
 from ..outcomes import one_line
@@ -27,7 +28,9 @@ from .verdict import back
 logger = logging.getLogger("mailengine.dispatch")
 
 WORDS_KEPT = 16
-"""Contents that a run keeps loaded, with their files."""
+"""Contents that a run keeps loaded."""
+BYTES_KEPT = 8_000_000
+"""Of files, for the next message that has them; more only when one alone is larger."""
 ALIKE_FAILURES = 5
 """Messages of a job in a row that can't be composed for the same reason: then the job is at fault, not they."""
 REASON_LENGTH = 400
@@ -50,6 +53,8 @@ class Composer:
         self.settings = settings
         self.health = health
         self._words: dict[int, Words] = {}
+        self._files: dict[str, bytes] = {}
+        """By SHA-256, the longest unused first."""
         self._streaks: dict[int, Streak] = {}
         """By job."""
         self._good_jobs: set[int] = set()
@@ -57,14 +62,29 @@ class Composer:
         self._missed_storage = False
         """Whether it was said that the storage of attachments is away: once in a run."""
 
-    def item(self, message: Message, lease: Lease) -> Item:
-        """The message with its email, or with what becomes of it instead.
+    def compose(self, item: Item) -> None:
+        """Give the item its email, or the verdict on what can't be composed, unless it has that already.
 
         Whatever is wrong with it, the run goes on; only the database's passing errors are raised.
         """
-        item = Item(message, lease)
+        if item.verdict:
+            return
+        with self._judging(item):
+            item.email = compose(item.message, self._load(item.message.content_id), read=self._read)
+            self._note_success(item.message)
+
+    def weigh(self, item: Item) -> None:
+        """Set the item's size; or its verdict, when its words can't be loaded."""
+        if item.size is None:
+            with self._judging(item):
+                item.size = self._load(item.message.content_id).size
+
+    @contextmanager
+    def _judging(self, item: Item) -> Iterator[None]:
+        """Turn what goes wrong with it into its verdict."""
+        message = item.message
         try:
-            item.email = compose(message, self._load(message.content_id))
+            yield
         except NoSender as error:
             logger.error("%s", error)
             item.verdict = self._later(message, f"misconfigured: {error}")
@@ -79,9 +99,6 @@ class Composer:
             if isinstance(error, DatabaseFault) and passes(error):
                 raise
             item.verdict = self._strike(message, error)
-        else:
-            self._note_success(message)
-        return item
 
     def _without_file(self, message: Message, error: FileNotFoundError) -> Verdict:
         """It is set aside when its file alone is gone. When all are, the storage is away: an unmounted volume."""
@@ -106,6 +123,7 @@ class Composer:
         is_exhaustion = isinstance(error, MemoryError | RecursionError)
         if is_exhaustion:
             self._words.clear()  # for those behind it
+            self._files.clear()
         trace = None if is_exhaustion else error
         logger.error(
             "message %s can't be composed, strike %d: %s", message.pk, message.claim_count, problem, exc_info=trace
@@ -130,6 +148,17 @@ class Composer:
                 del self._words[next(iter(self._words))]
             self._words[content_id] = words
         return words
+
+    def _read(self, attachment: Attachment) -> bytes:
+        """The bytes of a file, of which the last ones are kept: a job's messages have the same."""
+        data = self._files.pop(attachment.sha256, None)
+        if data is None:
+            kept = sum(map(len, self._files.values()))
+            while self._files and kept + attachment.size > BYTES_KEPT:
+                kept -= len(self._files.pop(next(iter(self._files))))
+            data = attachment.read()
+        self._files[attachment.sha256] = data
+        return data
 
     # Jobs
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -26,10 +26,10 @@ from django.db import router, transaction
 from ..conf import Settings, get_settings
 from ..errors import DatabaseLost
 from ..models import Lease, Message, MessageJob, Worker
-from ..models.bulk import Asked
-from ..models.messages import MessageQuerySet, Status, Verdict
+from ..models.messages import Status, Verdict
 from ..outcomes import Kind, Outcome
 from .alerts import send_alert
+from .claims import Claims
 from .compose import ComposedEmail
 from .composer import Composer
 from .health import Health
@@ -38,6 +38,7 @@ from .ledger import Ledger
 from .outage import may_try_again, one_line_of, waits
 from .report import Report
 from .senders import Team
+from .stock import Stock
 from .verdict import window_seconds
 
 logger = logging.getLogger("mailengine.dispatch")
@@ -103,8 +104,6 @@ class Dispatcher:
         self.settings = settings or get_settings()
         self.using = router.db_for_write(Message)
         self.deferred = deferred
-        self._statuses = [Status.DEFERRED] if deferred else [Status.QUEUED, Status.UNCERTAIN]
-        self.streams = None if streams is None else set(streams)
         self.limit = limit
         self.stop = stop or Event()
         self.on_progress = on_progress
@@ -112,23 +111,21 @@ class Dispatcher:
         self.report = Report(command)
         self.health = Health(self.settings)
         self.team: Team[Item] = Team(self._team_size(), grace_seconds=self.settings.lease_margin_seconds / 2)
-        self.stock: deque[Item] = deque()
-        self.suspects: list[UUID] = []
-        self.urgent_mail: dict[tuple[object, ...], Asked] = {}
+        self.claims = Claims(self.settings, self.health, deferred=deferred, streams=streams)
         self.in_flight: dict[UUID, Item] = {}
         self.ended: list[tuple[Item, Outcome]] = []
         """What came of handovers, until it is durable."""
         self.turn: Turn | None = None
         """The one under way: an error leaves it behind, and the worker's row knows whether it was committed."""
         self.turn_numbers = count(1)
-        self.composer = Composer(self.settings, self.health)
-        self.ledger = Ledger(self.settings, self.health, self.composer, self.report)
+        composer = Composer(self.settings, self.health)
+        self.stock = Stock(composer, self.health, self.team)
+        self.ledger = Ledger(self.settings, self.health, composer, self.report)
         self.worker: Worker | None = None
         self.direct: Claim | None = None
         """The one message of `run_direct()`."""
-        self.claimed_count = 0
-        self.returned_count = 0
         self.is_dry = False
+        """Whether there was nothing left to claim."""
         self.saw_mail = False
         self.heartbeat_at = 0.0
         self.alarms: list[Thread] = []
@@ -164,6 +161,7 @@ class Dispatcher:
         self.health.refresh()
         if self.direct and not self.stock:
             self._stock_up(self.direct)
+            self._compose_next()
 
     def _loop(self) -> None:
         while not self._is_done():
@@ -179,11 +177,13 @@ class Dispatcher:
             self.health.refresh()
             concerned = [item.message.pk for item in (*self.stock, *(item for item, _outcome in turn.ended))]
             rows = Message.objects.held(concerned) if concerned else {}
+            returned_count = self.ledger.given_back.total()
             self._settle(turn, rows)
             claim = self._claim_more_urgent()
             if claim is None:
                 self._begin(turn, rows)
-            self._note_returns()
+            if self.ledger.given_back.total() > returned_count:  # it may be due again at once
+                self.is_dry = self.ledger.is_direct
             claim = claim or self._claim()
             if turn.ended or claim or len(self.stock) < stock_count:
                 self._heartbeat(turn)
@@ -196,7 +196,7 @@ class Dispatcher:
             turn.begun.popleft()
         if claim:
             self._stock_up(claim)
-            self._raise_alarms()
+        self._compose_next()
         if self.on_progress is not None:
             self.on_progress(self.report)
 
@@ -207,7 +207,7 @@ class Dispatcher:
     def _settle(self, turn: Turn, rows: Mapping[UUID, Message]) -> None:
         # Copies: one that goes elsewhere at once gets another number and provider, should this commit fail or not.
         ended = [(copy(item), outcome) for item, outcome in turn.ended]
-        self.stock.extendleft(reversed(self.ledger.settle(ended, rows)))
+        self.stock.put_first(self.ledger.settle(ended, rows))
         for item, _outcome in ended:
             self._forget(item)
 
@@ -221,6 +221,7 @@ class Dispatcher:
         """It is durable: forget what it has recorded, tell the admin."""
         turn.is_durable = True
         del self.ended[: len(turn.ended)]
+        turn.ended.clear()  # it holds their mail in memory
         self._raise_alarms()
 
     def _raise_alarms(self) -> None:
@@ -238,7 +239,7 @@ class Dispatcher:
     def _is_done(self) -> bool:
         if self.in_flight:
             return False
-        is_through = self.is_dry and not self.stock and (not self.suspects or self._batch() <= 0)
+        is_through = self.is_dry and not self.stock and (not self.claims.suspects or self._batch() <= 0)
         return is_through or self._must_stop()
 
     def _must_stop(self) -> bool:
@@ -259,8 +260,7 @@ class Dispatcher:
             return min(pause_seconds, WAIT_SECONDS)
         if not self.in_flight:
             return 0
-        can_begin = self.stock and self.team.idle_count and not self._must_stop()
-        return 0 if can_begin and any(self._has_room(item, Counter()) for item in self.stock) else WAIT_SECONDS
+        return 0 if self.stock.can_begin() and not self._must_stop() else WAIT_SECONDS
 
     @contextmanager
     def _orderly_end(self) -> Iterator[None]:
@@ -310,7 +310,7 @@ class Dispatcher:
         ends_at = time.monotonic() + self.settings.send_deadline_seconds
         for thread in self.alarms:
             thread.join(timeout=max(ends_at - time.monotonic(), 0))
-        if self.limit is not None and self._handled_count >= self.limit and self.report.stopped == "done":
+        if self._left == 0 and self.report.stopped == "done":
             self.report.stopped = "limit"
         self.report.seconds = time.monotonic() - self.started_at
 
@@ -321,7 +321,7 @@ class Dispatcher:
                 self.report.rescued += self._rescue()
             if Message.objects.expired().exists():
                 self.report.expired += Message.objects.expire()
-        self.saw_mail = self._mine().due().exists()
+        self.saw_mail = self.claims.has_mail()
         if self.saw_mail and self.worker is None:
             self.health.refresh()
             if self.health.usable_streams():
@@ -333,14 +333,7 @@ class Dispatcher:
         return Message.objects.rescue(window=lambda message: window_seconds(message, settings=self.settings))
 
     def _look_back(self) -> None:
-        self.report.is_blocked = self._is_blocked()
-
-    def _is_blocked(self) -> bool:
-        """Whether mail is due that no provider can take now."""
-        if self.report.stopped != "done" or not self.saw_mail:
-            return False
-        blocked = set(self.settings.streams) - self.health.usable_streams()
-        return bool(blocked) and self._mine().due().filter(stream__in=blocked).exists()
+        self.report.is_blocked = self.report.stopped == "done" and self.saw_mail and self.claims.is_blocked()
 
     # When the database fails
 
@@ -434,18 +427,11 @@ class Dispatcher:
     def _start_afresh(self) -> None:
         """With empty hands: what was in stock is anybody's again."""
         self.stock.clear()
-        self.returned_count = self.ledger.given_back.total()
-        self.claimed_count = self.returned_count + self.report.outcomes.total() + len(self.in_flight)
         self.is_dry = self.direct is not None
         if self.direct and not self.in_flight:
             self._stock_up(self.direct)
 
     # Claim
-
-    def _mine(self) -> MessageQuerySet:
-        """The messages that are this run's business."""
-        mine = Message.objects.filter(status__in=self._statuses)
-        return mine if self.streams is None else mine.filter(stream__in=self.streams)
 
     def _claim_more_urgent(self) -> Claim | None:
         """Take mail that goes before what is in stock: it is composed before anything else begins."""
@@ -455,80 +441,40 @@ class Dispatcher:
         limit = min(self._batch(), self.team.idle_count)
         if head == 0 or limit <= 0:
             return None
-        urgent = self._claimable().filter(priority__lt=head)
-        question = (head, *sorted(self.health.usable_streams()))
-        if question not in self.urgent_mail:
-            self.urgent_mail[question] = Asked(urgent.filter(status__in=self._statuses).due())
-        return self._take(urgent, limit=limit) if self.urgent_mail[question].is_any() else None
+        return self.claims.take_more_urgent(self._lease(), than=head, limit=limit)
 
     def _claim(self) -> Claim | None:
         """Take the next batch when the stock runs low."""
         if self._may_not_claim() or len(self.stock) >= self.team.size:
             return None
-        if self.suspects and self._batch() > 0:
-            return self._claim_suspect()
+        limit = self._batch()
+        if self.claims.suspects and limit > 0:
+            return None if self.in_flight or self.stock else self.claims.take_suspect(self._lease())
         if self.is_dry:
             return None
-        limit = self._batch()
         if limit <= 0:
             # What is in flight may close a circuit, or come back; then there is more to do.
             self.is_dry = not self.in_flight and not self.stock
             return None
-        claim = self._take(self._claimable(), limit=limit)
+        claim = self.claims.take(self._lease(), limit=limit)
         self.is_dry = claim is None or len(claim.messages) < limit
         return claim
-
-    def _claim_suspect(self) -> Claim | None:
-        """What may have killed its worker is claimed when nothing else of this process is under way, and that soon."""
-        if self.in_flight or self.stock:
-            return None
-        suspect = Message.objects.filter(pk=self.suspects.pop(0))
-        return self._take(suspect, limit=1, is_suspect=True)
 
     def _may_not_claim(self) -> bool:
         if self.ledger.is_direct or self._must_stop() or self.health.pause_seconds:
             return True
-        return any(item.is_suspect for item in self._under_way())
-
-    def _take(self, candidates: MessageQuerySet, *, limit: int, is_suspect: bool = False) -> Claim | None:
-        lease = self._lease()
-        messages = candidates.claim(lease, statuses=self._statuses, seconds=self.settings.lease_seconds, limit=limit)
-        self.claimed_count += len(messages)
-        return Claim(messages, lease, is_suspect) if messages else None
-
-    def _under_way(self) -> Iterator[Item]:
-        yield from self.stock
-        yield from self.in_flight.values()
-
-    def _claimable(self) -> MessageQuerySet:
-        mine = Message.objects.all() if self.streams is None else Message.objects.filter(stream__in=self.streams)
-        usable = self.health.usable_streams()
-        blocked = set(self.settings.streams) - usable
-        if blocked:
-            # Mail of a stream that the settings no longer have goes as transactional mail does.
-            others = mine.exclude(stream__in=blocked)
-            mine = others if "transactional" in usable else mine.filter(stream__in=usable)
-        return mine.exclude(pk__in=self.suspects) if self.suspects else mine
+        return any(item.is_suspect for item in (*self.stock, *self.in_flight.values()))
 
     def _batch(self) -> int:
         """How many to claim at most."""
-        if not self.health.usable_streams():
-            return 0
-        batch = 1 if self.health.only_probes() else self.settings.batch
-        left = batch if self.limit is None else self.limit - self._handled_count
-        return min(batch, left)
+        return self.claims.batch(most=self._left)
 
     @property
-    def _handled_count(self) -> int:
-        """Messages claimed and not given back."""
-        return self.claimed_count - self.returned_count
-
-    def _note_returns(self) -> None:
-        """What went back to the queue may be due: there is something to claim again."""
-        returned_count = self.ledger.given_back.total()
-        if returned_count > self.returned_count:
-            self.returned_count = returned_count
-            self.is_dry = self.ledger.is_direct
+    def _left(self) -> int | None:
+        """How many more messages this run may take in hand; None: as many as there are."""
+        if self.limit is None:
+            return None
+        return max(self.limit - self.report.outcomes.total() - len(self.stock) - len(self.in_flight), 0)
 
     def _lease(self) -> Lease:
         return Lease(self._me, trusted_until=time.monotonic() + self.settings.trusted_seconds)
@@ -542,54 +488,29 @@ class Dispatcher:
     # Compose
 
     def _stock_up(self, claim: Claim) -> None:
-        """Compose what was claimed; what can't be composed was never in doubt."""
-        messages = self._set_suspects_aside(claim)
-        items = [self.composer.item(message, claim.lease) for message in messages]
-        for item in items:
-            item.is_suspect = claim.is_suspect
-        if self.stock and items and items[0].message.priority < self.stock[0].message.priority:
-            self.stock.extendleft(reversed(items))
-        else:
-            self.stock.extend(items)
+        messages = claim.messages if self.ledger.is_direct else self.claims.set_suspects_aside(claim)
+        self.stock.add([Item(message, claim.lease, is_suspect=claim.is_suspect) for message in messages])
 
-    def _set_suspects_aside(self, claim: Claim) -> list[Message]:
-        """Give back, to be claimed alone later, what may have killed its workers; the others are returned."""
-        if claim.is_suspect or self.ledger.is_direct:
-            return list(claim.messages)
-        suspects = [message.pk for message in claim.messages if message.is_suspect]
-        if suspects:
-            Message.objects.release(suspects, claim.lease)
-            self.claimed_count -= len(suspects)
-            self.suspects += suspects
-        return [message for message in claim.messages if message.pk not in suspects]
+    def _compose_next(self) -> None:
+        """Compose what can begin next, while others are being sent."""
+        if not self._must_stop():
+            self.stock.compose_next(in_flight=self.in_flight.values())
+            self._raise_alarms()
 
     # Begin
 
     def _begin(self, turn: Turn, rows: Mapping[UUID, Message]) -> None:
-        chosen = self._take_from_stock()
+        """Enter as many as there are idle senders; none in a run that must stop, or while this host pauses."""
+        if self._must_stop() or self.health.pause_seconds:
+            return
+        for item in self.stock.take_untrusted():
+            self._let_go(item)
+        chosen = self.stock.take()
         if not chosen:
             return
         begun = self.ledger.begin(chosen, rows, worker=self._me)
         turn.begun.extend(begun)
         self.in_flight.update((item.message.pk, item) for item in begun)
-
-    def _take_from_stock(self) -> list[Item]:
-        """As many as there are idle senders; none in a run that must stop, or while this host pauses."""
-        if self._must_stop() or self.health.pause_seconds:
-            return []
-        taken: list[Item] = []
-        kept: list[Item] = []
-        planned: Counter[str] = Counter()
-        while self.stock and len(taken) < self.team.idle_count:
-            item = self.stock.popleft()
-            if not item.lease.is_trusted:
-                self._let_go(item)
-            elif self._has_room(item, planned):
-                taken.append(item)
-            else:
-                kept.append(item)
-        self.stock.extendleft(reversed(kept))
-        return taken
 
     def _let_go(self, item: Item) -> None:
         """Give back a message whose lease could end before its handover does."""
@@ -597,18 +518,7 @@ class Dispatcher:
             self.ledger.conclude(item, Verdict(Status.DEAD, "given up: no provider took it while its caller waited"))
             return
         Message.objects.release([item.message.pk], item.lease)
-        self.claimed_count -= 1
         self.is_dry = False
-
-    def _has_room(self, item: Item, planned: Counter[str]) -> bool:
-        """Whether the provider that it would go to may have one more handover here; then it is `planned`."""
-        choice = None if item.verdict else self.health.choose(item.message, tried=item.tried)
-        if choice is None:
-            return True
-        if self.team.in_flight[choice.alias] + planned[choice.alias] >= self.health.room(choice.alias):
-            return False
-        planned[choice.alias] += 1
-        return True
 
     # Around it
 

@@ -23,12 +23,16 @@ class Claim:
 
 @dataclass
 class Item:
-    """A claimed message, composed; or with the verdict on it, where it could not be."""
+    """A claimed message on its way."""
 
     message: Message
     lease: Lease
+    size: int | None = None
+    """Of the words and files of its mail, in bytes; None until somebody asked."""
     email: ComposedEmail | None = None
+    """Once it is composed."""
     verdict: Verdict | None = None
+    """What becomes of it, where it can't be composed."""
     is_suspect: bool = False
     tried: set[str] = field(default_factory=set)
     """Providers that it was at in this claim."""
@@ -45,3 +49,8 @@ class Item:
     must_stay: bool = False
     """It may have arrived at its provider a moment ago, who takes a key: no other provider yet, however urgent."""
     is_probe: bool = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can begin, or be settled without."""
+        return self.email is not None or self.verdict is not None

@@ -97,8 +97,9 @@ class Ledger:
         stopped = suppressed_addresses(message, refused)
         if verdict is None and stopped:
             leave_out(message, stopped)
-            recomposed = self.composer.item(message, item.lease)
-            item.email, verdict = recomposed.email, recomposed.verdict
+            item.email = None
+            self.composer.compose(item)
+            verdict = item.verdict
         return verdict
 
     def _find_provider(self, item: Item) -> Verdict | None:

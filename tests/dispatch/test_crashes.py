@@ -41,7 +41,7 @@ setattr({owner}, {attribute!r}, wrapped)
 
 STEPS = {
     "after the claim": ("mailengine.pipeline.dispatch:Dispatcher._stock_up", "before", "queued", 0),
-    "after composing": ("mailengine.pipeline.dispatch:Dispatcher._stock_up", "after", "queued", 0),
+    "after composing": ("mailengine.pipeline.dispatch:Dispatcher._compose_next", "after", "queued", 0),
     "before the commit of Begin": ("mailengine.models.attempts:AttemptQuerySet.begin", "after", "queued", 0),
     "after Begin, before the first byte": ("mailengine.pipeline.senders:Team.send", "before", "uncertain", 0),
     "before the final dot": ("mailengine.backends.smtp:render", "after", "uncertain", 0),

@@ -159,8 +159,8 @@ def test_a_failed_turn_that_meets_what_others_have_settled_is_not_taken_for_comm
     proven = Message.objects.filter(pk=second.pk)
     sent_elsewhere = lambda: proven.update(status="sent", lease=None, leased_until=None)  # noqa: E731
     at(monkeypatch, "mailengine.pipeline.senders:Team.send", sent_elsewhere, when="after")
-    note_returns = "mailengine.pipeline.dispatch:Dispatcher._note_returns"  # what comes next in the turn
-    fail_next = lambda: at(monkeypatch, note_returns, fail)  # noqa: E731
+    claim = "mailengine.pipeline.dispatch:Dispatcher._claim"  # what comes next in the turn
+    fail_next = lambda: at(monkeypatch, claim, fail)  # noqa: E731
     hits = at(monkeypatch, "mailengine.pipeline.ledger:Ledger.begin", fail_next, when="after", times=(2,))
 
     report = dispatch_slice()

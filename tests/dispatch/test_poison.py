@@ -49,10 +49,10 @@ def fails(monkeypatch):
     errors = {}
     original = composer.compose
 
-    def compose(message, words):
+    def compose(message, words, **options):
         if message.recipient in errors:
             raise errors[message.recipient]
-        return original(message, words)
+        return original(message, words, **options)
 
     monkeypatch.setattr(composer, "compose", compose)
     return errors.__setitem__
@@ -116,13 +116,13 @@ def test_the_third_time_it_is_claimed_alone(provider, clock, fails, monkeypatch)
         clock.advance(seconds=61)
     queue_many(5)
     together = []
-    item = composer.Composer.item
+    original = composer.Composer.compose
 
-    def note(self, message, lease):
-        together.append((message.recipient, lease.id))
-        return item(self, message, lease)
+    def note(self, item):
+        together.append((item.message.recipient, item.lease.id))
+        original(self, item)
 
-    monkeypatch.setattr(composer.Composer, "item", note)
+    monkeypatch.setattr(composer.Composer, "compose", note)
     send()
 
     lease = dict(together)[poison.recipient]

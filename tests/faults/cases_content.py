@@ -556,10 +556,10 @@ def _when_composing(message_id: str, do: str) -> str:
 import os, signal
 from mailengine.pipeline import composer
 compose = composer.compose
-def wrapped(message, words):
+def wrapped(message, words, **options):
     if str(message.pk) == {message_id!r}:
         {do}
-    return compose(message, words)
+    return compose(message, words, **options)
 composer.compose = wrapped
 """
 

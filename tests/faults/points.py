@@ -13,7 +13,7 @@ FREEZE = "os.kill(os.getpid(), signal.SIGSTOP)"
 # (function, before or after it)
 CLAIMED = ("mailengine.pipeline.dispatch:Dispatcher._stock_up", "before")
 """The claim is committed, nothing is composed."""
-COMPOSED = ("mailengine.pipeline.dispatch:Dispatcher._stock_up", "after")
+COMPOSED = ("mailengine.pipeline.dispatch:Dispatcher._compose_next", "after")
 BEGINNING = ("mailengine.models.attempts:AttemptQuerySet.begin", "after")
 """Begin is written, and not yet committed."""
 BEGUN = ("mailengine.pipeline.senders:Team.send", "before")

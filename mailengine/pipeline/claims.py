@@ -1,0 +1,99 @@
+"""What a run may claim: which mail is its business, how much of it, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from uuid import UUID
+
+from django.db.models import Q
+
+from ..conf import Settings
+from ..models import Lease, Message
+from ..models.bulk import Asked
+from ..models.messages import MessageQuerySet, Status
+from .health import Health
+from .items import Claim
+
+
+class Claims:
+    """The queue as one run sees it. `deferred` and `streams` as for the `Dispatcher`."""
+
+    def __init__(
+        self, settings: Settings, health: Health, *, deferred: bool = False, streams: Collection[str] | None = None
+    ) -> None:
+        self.settings = settings
+        self.health = health
+        self.streams = None if streams is None else set(streams)
+        self.statuses = [Status.DEFERRED] if deferred else [Status.QUEUED, Status.UNCERTAIN]
+        self.suspects: list[UUID] = []
+        """What may have killed its workers: claimed alone, once this process has nothing else in hand."""
+        self._urgent_mail: dict[tuple[object, ...], Asked] = {}
+
+    def has_mail(self) -> bool:
+        """Whether anything is due that is this run's business."""
+        return self._due().exists()
+
+    def is_blocked(self) -> bool:
+        """Whether mail is due that no provider can take now."""
+        can_go = self._can_go()
+        return can_go is not None and self._due().exclude(can_go).exists()
+
+    def batch(self, *, most: int | None) -> int:
+        """How many to claim at once, and no more than `most`."""
+        if not self.health.usable_streams():
+            return 0
+        batch = 1 if self.health.only_probes() else self.settings.batch
+        return batch if most is None else min(batch, most)
+
+    def take(self, lease: Lease, *, limit: int) -> Claim | None:
+        """The next messages, the most urgent first."""
+        return self._take(self._candidates(), lease, limit=limit)
+
+    def take_more_urgent(self, lease: Lease, *, than: int, limit: int) -> Claim | None:
+        """Messages that go before those of priority `than`."""
+        urgent = self._candidates().filter(priority__lt=than)
+        question = (than, *sorted(self.health.usable_streams()))
+        if question not in self._urgent_mail:
+            self._urgent_mail[question] = Asked(urgent.filter(status__in=self.statuses).due())
+        return self._take(urgent, lease, limit=limit) if self._urgent_mail[question].is_any() else None
+
+    def take_suspect(self, lease: Lease) -> Claim | None:
+        """One that may have killed its workers."""
+        return self._take(Message.objects.filter(pk=self.suspects.pop(0)), lease, limit=1, is_suspect=True)
+
+    def set_suspects_aside(self, claim: Claim) -> list[Message]:
+        """The messages of the claim, but for suspects: they are given back, to be taken alone later."""
+        if claim.is_suspect:
+            return list(claim.messages)
+        suspects = [message.pk for message in claim.messages if message.is_suspect]
+        if suspects:
+            Message.objects.release(suspects, claim.lease)
+            self.suspects += suspects
+        return [message for message in claim.messages if message.pk not in suspects]
+
+    def _take(self, candidates: MessageQuerySet, lease: Lease, *, limit: int, is_suspect: bool = False) -> Claim | None:
+        messages = candidates.claim(lease, statuses=self.statuses, seconds=self.settings.lease_seconds, limit=limit)
+        return Claim(messages, lease, is_suspect) if messages else None
+
+    def _due(self) -> MessageQuerySet:
+        return self._of_our_streams().filter(status__in=self.statuses).due()
+
+    def _candidates(self) -> MessageQuerySet:
+        """What some provider can take now, suspects apart."""
+        mine = self._of_our_streams()
+        can_go = self._can_go()
+        if can_go is not None:
+            mine = mine.filter(can_go)
+        return mine.exclude(pk__in=self.suspects) if self.suspects else mine
+
+    def _of_our_streams(self) -> MessageQuerySet:
+        return Message.objects.all() if self.streams is None else Message.objects.filter(stream__in=self.streams)
+
+    def _can_go(self) -> Q | None:
+        """The mail that some provider can take now; None when that is all of it."""
+        usable = self.health.usable_streams()
+        blocked = set(self.settings.streams) - usable
+        if not blocked:
+            return None
+        # Mail of a stream that the settings no longer have goes as transactional mail does.
+        return ~Q(stream__in=blocked) if "transactional" in usable else Q(stream__in=usable)

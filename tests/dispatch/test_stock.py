@@ -1,0 +1,109 @@
+"""What a run composes ahead of its senders, and how much large mail it holds in memory at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from django.core.management import call_command
+
+from mailengine import dispatch_slice, queue_job, queue_mail
+from mailengine.pipeline import compose, stock
+from mailengine.pipeline.composer import Composer
+from mailengine.testing import FakeProvider
+
+from .helpers import queue_many, statuses
+
+pytestmark = pytest.mark.django_db
+
+MAIL = "News", "Read this.", "desk@example.org"
+
+
+@pytest.fixture
+def under_way(configure, monkeypatch):
+    """How many bytes of files each handover met that were under way, its own included; four connections."""
+    FakeProvider.reset()
+    configure(CONNECTIONS=4)
+    lock, current, seen = threading.Lock(), [], []
+    send = FakeProvider.send_messages
+
+    def slowly(self, emails):
+        size = sum(len(content) for email in emails for _name, content, _type in email.attachments)
+        with lock:
+            current.append(size)
+            seen.append(sum(current))
+        time.sleep(0.02)
+        with lock:
+            current.remove(size)
+        return send(self, emails)
+
+    monkeypatch.setattr(FakeProvider, "send_messages", slowly)
+    return seen
+
+
+def test_large_mail_is_in_memory_only_so_much_at_a_time(under_way, monkeypatch):
+    """F-X13: whichever file it is."""
+    monkeypatch.setattr(stock, "BYTES_IN_HAND", 500_000)
+    for number in range(6):
+        queue_mail(*MAIL, [f"u{number}@example.org"], attachments=[("a.bin", bytes([number]) * 200_000)])
+
+    dispatch_slice()
+
+    assert statuses() == {"sent": 6}
+    assert max(under_way) == 400_000
+
+
+def test_one_that_is_larger_than_the_room_goes_alone(under_way, monkeypatch):
+    monkeypatch.setattr(stock, "BYTES_IN_HAND", 100_000)
+    for number in range(3):
+        queue_mail(*MAIL, [f"u{number}@example.org"], attachments=[("a.bin", bytes([number]) * 300_000)])
+
+    dispatch_slice()
+
+    assert (statuses(), max(under_way)) == ({"sent": 3}, 300_000)
+
+
+def test_small_mail_does_not_wait_behind_large_mail(under_way, monkeypatch):
+    monkeypatch.setattr(stock, "BYTES_IN_HAND", 100_000)
+    for number in range(3):
+        queue_mail(*MAIL, [f"u{number}@example.org"], attachments=[("a.bin", bytes([number]) * 300_000)])
+    queue_many(3)
+
+    dispatch_slice()
+
+    order = [email.to[0][0] for email in FakeProvider.named("relay").accepted]
+    assert statuses() == {"sent": 6}
+    assert order[-1] == "u", order
+
+
+def test_the_file_of_a_job_is_read_once(under_way, monkeypatch):
+    queue_job(*MAIL, [f"u{number}@example.org" for number in range(10)], attachments=[("a.bin", b"1" * 300_000)])
+    call_command("process_mail_jobs", verbosity=0)
+    reads = []
+    read = compose.Attachment.read
+    monkeypatch.setattr(compose.Attachment, "read", lambda self: reads.append(self.pk) or read(self))
+
+    dispatch_slice()
+
+    assert statuses() == {"sent": 10}
+    assert len(reads) == 1
+
+
+def test_no_more_is_composed_than_the_senders_need(configure, provider, monkeypatch):
+    """So a run that is to stop stops at once, however large its batch."""
+    configure(CONNECTIONS=1, BATCH=50)
+    queue_many(50)
+    stop, composed = threading.Event(), []
+    original = Composer.compose
+
+    def note(self, item):
+        composed.append(item)
+        stop.set()
+        original(self, item)
+
+    monkeypatch.setattr(Composer, "compose", note)
+
+    dispatch_slice(stop=stop)
+
+    assert (len(composed), statuses()) == (1, {"queued": 50})
