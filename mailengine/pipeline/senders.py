@@ -154,6 +154,6 @@ class Team(Generic[T]):
         while (task := self._inbox.get()) is not None:
             if isinstance(task, Connection):
                 task.close()
-                continue
-            if task.take():
+            elif task.take():
                 self._outbox.put((task, task.connection.hand_over(task.email, until=task.until, key=task.key)))
+            del task  # or an idle thread would hold its mail in memory
