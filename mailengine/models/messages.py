@@ -24,6 +24,7 @@ from ..ids import uuid7
 from ..outcomes import Kind, Outcome, one_line
 from .bulk import insert_copies, update_rows
 from .content import Content
+from .fields import JSONField
 from .indexes import OpenIndex
 from .jobs import MessageJob
 from .workers import Worker
@@ -492,10 +493,10 @@ class Message(models.Model):
     )
     content = models.ForeignKey(Content, on_delete=models.PROTECT, related_name="messages")
     recipient = models.CharField(_("recipient"), max_length=254, help_text=_("The first To, normalised."))
-    other_recipients = models.JSONField(
+    other_recipients = JSONField(
         null=True, blank=True, editable=False, help_text="Every recipient, where `recipient` alone doesn't say it all."
     )
-    merge_data = models.JSONField(_("merge data"), null=True, blank=True, encoder=DjangoJSONEncoder)
+    merge_data = JSONField(_("merge data"), null=True, blank=True, encoder=DjangoJSONEncoder)
     stream = models.CharField(_("stream"), max_length=64)
     priority = models.SmallIntegerField(_("priority"))
     status = models.CharField(_("status"), max_length=10, choices=Status.choices, default=Status.QUEUED)

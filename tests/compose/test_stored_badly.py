@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
+from django.db import connection, transaction
+from django.db.models import TextField
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Cast
 from django.db.utils import DatabaseError
 
 from mailengine import dispatch_slice, queue_job, queue_mail
@@ -226,3 +229,42 @@ def test_merge_data_of_another_shape_pauses_its_job(server, data):
     call_command("process_mail_jobs", verbosity=0)
     job.refresh_from_db()
     assert job.status == "paused"
+
+
+def nested(levels):
+    return "[" * levels + "]" * levels
+
+
+UNREADABLE = [nested(101), nested(990), nested(5_000), f"[{'9' * 5_000}]"]
+
+
+def write(model, pk, field, document):
+    """As a hand at the database does it."""
+    as_json = RawSQL("%s::jsonb" if connection.vendor == "postgresql" else "%s", [document])  # noqa: S611
+    try:
+        with transaction.atomic():
+            model.objects.filter(pk=pk).update(**{field: as_json})
+    except DatabaseError as error:
+        pytest.skip(f"{connection.vendor} does not hold it: {error}")
+
+
+@pytest.mark.parametrize("document", UNREADABLE, ids=len)
+@pytest.mark.parametrize("field", ["other_recipients", "merge_data"])
+def test_a_message_whose_json_nobody_can_read_is_dead_with_its_reason(server, field, document):
+    message = queue_mail(**{**MAIL, "subject": "For {{ name }}"})
+    write(Message, message.pk, field, document)
+    assert str(message.pk) not in sent_behind(server, message)
+    assert (message.status, message.reason.partition(":")[0], message.attempt_count) == ("dead", "invalid", 0)
+    assert "nested more than 100 levels" in message.reason or "limit (4300 digits)" in message.reason
+
+
+@pytest.mark.parametrize("document", UNREADABLE, ids=len)
+def test_json_that_nobody_can_read_is_saved_as_it_was(document):
+    message = queue_mail(**MAIL)
+    write(Message, message.pk, "merge_data", document)
+    message.refresh_from_db()
+
+    message.save()
+
+    stored = Message.objects.annotate(text=Cast("merge_data", TextField())).get(pk=message.pk).text
+    assert stored.replace(" ", "") == document
