@@ -167,6 +167,8 @@ class Ledger:
                 settled = False  # it counts as that already, by the rescue or by its time
             else:
                 verdict = late(verdict, now=now)
+                if self.is_direct:
+                    verdict = final(verdict)
                 settled = Message.objects.settle_late(item.message, verdict, number=item.number, outcome=outcome)
             if settled and outcome.refusals:
                 split_refused(item.message, outcome, now=now, settings=self.settings)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from asgiref.sync import async_to_sync
+from django.core.management import call_command
 from django.db import transaction
 
 from mailengine import asend_direct_email, dispatch_slice, send_direct_email
@@ -105,6 +108,24 @@ def test_in_doubt_it_says_so_and_keeps_the_mail_for_a_person(providers, clock):
     clock.advance(days=1)
     dispatch_slice()
     assert (accepted("first"), accepted("second")) == (0, 0)
+
+
+@pytest.mark.parametrize(("word", "status"), [("unavailable", "dead"), ("accept", "sent")])
+def test_what_comes_of_it_after_its_lease_is_final_too(providers, clock, monkeypatch, word, status):
+    """The host slept, and another one has rescued it meanwhile."""
+    providers(first={"script": [word]}, second={})
+
+    def sleep():
+        clock.advance(hours=1)
+        Message.objects.rescue(window=lambda message: None)
+
+    hits = at(monkeypatch, "mailengine.models.messages:MessageQuerySet.held", sleep, times=(2,))
+    with contextlib.suppress(NotSent):
+        send_direct_email(*MAIL)
+    clock.advance(days=1)
+    dispatch_slice()
+    call_command("retry_deferred", verbosity=0)
+    assert (hits, Message.objects.get().status, accepted("second")) == ([2], status, 0)
 
 
 def test_a_suppressed_address_is_no_exception(providers):
