@@ -2,13 +2,13 @@
 
     python -m tests.faults [F-P04 | P | C1 ...] [--seeds N] [--seed N] [--database NAME] [--list] [--markdown FILE]
 
-Exits 1 if any case fails, and says how to repeat it.
+Exits 1 if any case fails, and says how to repeat it. The servers' data, with the migrated database in them, are made
+once, and copied for each case.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import signal
@@ -17,17 +17,18 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import mariadb
-from .case import CASES, MARIADB, NOT_BUILT, POSTGRESQL, SQLITE, Case, Missed, NotBuilt, Skipped, is_meant
+from .case import CASES, MARIADB, NOT_BUILT, POSTGRESQL, SQLITE, Case, Missed, Skipped, is_meant
 from .mariadb import MariaDB
-from .postgres import Cluster, find_programs
+from .postgres import Cluster
+from .report import Result, as_lines, write_page
+from .servers import DISK, Server, copy_tree
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENVIRONMENT = {
@@ -36,53 +37,19 @@ ENVIRONMENT = {
     "TEST_MAILERS": '{"default": {"BACKEND": "mailengine.backends.EmailBackend"}}',
     "TEST_MAILENGINE": '{"PROVIDERS": {}}',
 }
-DISK = "/var/tmp"  # noqa: S108 (not /tmp: that is memory on many machines)
+SERVERS: dict[str, type[Server]] = {POSTGRESQL: Cluster, MARIADB: MariaDB}
+"""SQLite is a file:"""
+FILE = "faults.sqlite3"
 MISSES_ALLOWED = 5
 """Runs that miss their window, for each that hits it."""
-COLUMNS = ("case", "what", "runs", "messages", "faults", "lost", "duplicates", "bound", "stuck", "ok")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of all runs of a case, or why there are none."""
-
-    case: Case
-    runs: Sequence[Mapping[str, Any]] = ()
-    failure: str = ""
-    seed: int = 0
-    """Of the run that failed."""
-    skipped: str = ""
-
-    @property
-    def is_good(self) -> bool:
-        return not self.failure
-
-    def row(self) -> tuple[str, ...]:
-        """As the columns have it."""
-        if self.skipped:
-            return (self.case.code, self.case.title, *["-"] * 7, f"skipped: {self.skipped}")
-        ok = "ok" if self.is_good else f"FAILED with seed {self.seed}"
-        return (
-            self.case.code,
-            self.case.title,
-            str(len(self.runs)),
-            f"{self._sum('message_count'):,}",
-            f"{sum(run['faults'] for run in self.runs):,}",
-            str(sum(len(run["reckoning"]["lost"]) for run in self.runs)),
-            str(self._sum("duplicates")),
-            self.case.duplicates,
-            str(sum(len(run["reckoning"]["stuck"]) for run in self.runs)),
-            ok,
-        )
-
-    def _sum(self, name: str) -> int:
-        return sum(run["reckoning"][name] for run in self.runs)
 
 
 def main() -> int:
     options = parsed()
     os.environ.update(ENVIRONMENT)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers are stopped, however we are told to end
+    if options.prepare:
+        return prepare(options.prepare, Path(options.template))
     if options.play:
         return play_alone(options)
     set_up("sqlite:///:memory:")
@@ -93,20 +60,17 @@ def main() -> int:
         if not chosen:
             say(f"No case is called {' or '.join(options.what)}; --list names them all.")
         return 0 if chosen else 2
-    try:
-        find_programs()
-    except FileNotFoundError as error:
-        say(str(error))
+    if any(database_of(case, options) == POSTGRESQL for case in chosen) and (why := Cluster.why_not()):
+        say(f"Nothing is played: {why}.")
         return 2
     started_at = time.monotonic()
     results = list(play_all(chosen, options))
-    results.sort(key=lambda result: list(CASES).index(result.case.code))
     missing = [row for row in NOT_BUILT if is_meant(row.code, options.what)]
-    for line in report(results, missing, markdown=False):
+    for line in as_lines(results, missing):
         say(line)
     say(f"{len(results)} cases in {time.monotonic() - started_at:.0f} s")
     if options.markdown:
-        Path(options.markdown).write_text("\n".join(report(results, missing, markdown=True)) + "\n")
+        write_page(Path(options.markdown), results, missing)
     return 0 if all(result.is_good for result in results) else 1
 
 
@@ -120,8 +84,9 @@ def parsed() -> argparse.Namespace:
         "--database", choices=[POSTGRESQL, SQLITE, MARIADB], help="default: the first that a case names"
     )
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="cases at a time; default: %(default)s")
-    parser.add_argument("--markdown", metavar="FILE", help="write the table there, too")
-    parser.add_argument("--play", metavar="CODE", help=argparse.SUPPRESS)
+    parser.add_argument("--markdown", metavar="FILE", help="write the tables to this page: docs/reference/faults.md")
+    for ours in ("--play", "--prepare", "--template"):  # what a process of ours is told by us
+        parser.add_argument(ours, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -131,19 +96,13 @@ def parsed() -> argparse.Namespace:
 def play_all(chosen: Sequence[Case], options: argparse.Namespace) -> Iterator[Result]:
     """Play each in a process of its own, some at a time; the results as they come."""
     running: set[subprocess.Popen[str]] = set()
-    with ThreadPoolExecutor(options.jobs) as pool:
-        plays = [pool.submit(play_in_process, case, options, running) for case in chosen]
+    with own_folder() as folder, ThreadPoolExecutor(options.jobs) as pool:
         try:
+            templates = make_templates(chosen, options, folder, pool, running)
+            plays = [pool.submit(play_in_process, case, options, templates, running) for case in chosen]
             for done in as_completed(plays):
                 result = done.result()
-                row = dict(zip(COLUMNS, result.row(), strict=True))
-                say(
-                    "  ".join(
-                        row[name] if name in {"case", "ok"} else f"{row[name]} {name}"
-                        for name in ("case", "ok", "runs", "faults", "lost", "duplicates", "stuck")
-                    )
-                    + f"  {sum(run['seconds'] for run in result.runs):.0f} s"
-                )
+                say(result.line())
                 if result.failure:
                     say(f"  {result.failure}\n  Again: python -m tests.faults {result.case.code} --seed {result.seed}")
                 yield result
@@ -154,64 +113,88 @@ def play_all(chosen: Sequence[Case], options: argparse.Namespace) -> Iterator[Re
             raise
 
 
-def play_in_process(case: Case, options: argparse.Namespace, running: set[subprocess.Popen[str]]) -> Result:
-    database = options.database or case.databases[0]
+def database_of(case: Case, options: argparse.Namespace) -> str:
+    return str(options.database or case.databases[0])
+
+
+def make_templates(
+    chosen: Sequence[Case],
+    options: argparse.Namespace,
+    folder: Path,
+    pool: ThreadPoolExecutor,
+    running: set[subprocess.Popen[str]],
+) -> dict[str, Path]:
+    """The data of a server with the migrated database, for each kind that several cases are to be played on."""
+    wanted = Counter(database_of(case, options) for case in chosen)
+    kinds = [kind for kind, count in wanted.items() if count > 1 and not why_not(kind)]
+
+    def make(kind: str) -> Path:
+        process = run_ourselves(["--prepare", kind, "--template", str(folder / kind)], running)
+        if process.returncode != 0:
+            raise RuntimeError(f"no database of {kind} could be made: {process.stderr}")
+        return folder / kind
+
+    return dict(zip(kinds, pool.map(make, kinds), strict=True))
+
+
+def why_not(kind: str) -> str:
+    return SERVERS[kind].why_not() if kind in SERVERS else ""
+
+
+def play_in_process(
+    case: Case, options: argparse.Namespace, templates: dict[str, Path], running: set[subprocess.Popen[str]]
+) -> Result:
+    database = database_of(case, options)
     if database not in case.databases:
-        return Result(case, skipped=f"makes no sense on {database}")
-    if database == MARIADB and (why := _why_no_mariadb()):
-        return Result(case, skipped=why)
-    command = [sys.executable, "-m", "tests.faults", "--play", case.code, "--database", database]
+        return Result(case, database, skipped=f"makes no sense on {database}")
+    if why := why_not(database):
+        return Result(case, database, skipped=why)
+    arguments = ["--play", case.code, "--database", database]
     for name in ("seeds", "seed"):
         if getattr(options, name) is not None:
-            command += [f"--{name}", str(getattr(options, name))]
+            arguments += [f"--{name}", str(getattr(options, name))]
+    if database in templates:
+        arguments += ["--template", str(templates[database])]
+    done = run_ourselves(arguments, running)
+    if done.returncode != 0:
+        return Result(case, database, failure=f"its process ended with {done.returncode}: {done.stderr[-4_000:]}")
+    return Result(case, database, **json.loads(done.stdout.splitlines()[-1]))
+
+
+def run_ourselves(arguments: Sequence[str], running: set[subprocess.Popen[str]]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.faults", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     running.add(process)
     out, err = process.communicate()
     running.discard(process)
-    if process.returncode != 0:
-        return Result(case, failure=f"its process ended with {process.returncode}: {err[-4_000:]}")
-    return Result(case, **json.loads(out.splitlines()[-1]))
-
-
-def _why_no_mariadb() -> str:
-    if importlib.util.find_spec("MySQLdb") is None:
-        return "mysqlclient is not installed"
-    return "" if mariadb.is_installed() else "no MariaDB server is installed"
-
-
-def report(results: Sequence[Result], missing: Sequence[NotBuilt], *, markdown: bool) -> Iterator[str]:
-    """The table, and what is not in it."""
-    rows = [COLUMNS, *(result.row() for result in results)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    for number, row in enumerate(rows):
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        yield f"| {' | '.join(cells)} |" if markdown else "  ".join(cells).rstrip()
-        if markdown and number == 0:
-            yield f"|{'|'.join('-' * (width + 2) for width in widths)}|"
-    yield ""
-    for result in results:
-        for note in (note for run in result.runs for note in run["notes"]):
-            yield f"{'- ' if markdown else ''}{result.case.code}: {note}"
-    for absent in missing:
-        yield f"{'- ' if markdown else ''}{absent.code} is not played: {absent.title}. {absent.why}"
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 # One case
 
 
+def prepare(kind: str, template: Path) -> int:
+    """Make the data that servers of this kind begin with."""
+    with own_folder() as folder, database(kind, folder) as server:
+        from django.db import connection
+
+        connection.close()
+        if server is not None:
+            server.stop()
+        copy_tree(server.data if server else folder / FILE, template)
+    return 0
+
+
 def play_alone(options: argparse.Namespace) -> int:
     """Play one case and print its result as JSON."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mailengine-faults-", dir=DISK)))
-        cluster = stack.enter_context(database(options.database, folder))
-        result = play_runs(CASES[options.play], options, folder, cluster)
+    template = Path(options.template) if options.template else None
+    with own_folder() as folder, database(options.database, folder, template) as server:
+        result = play_runs(CASES[options.play], options, folder, server)
     say(json.dumps(result, default=str))
     return 0
 
 
-def play_runs(
-    case: Case, options: argparse.Namespace, folder: Path, cluster: Cluster | MariaDB | None
-) -> dict[str, Any]:
+def play_runs(case: Case, options: argparse.Namespace, folder: Path, server: Server | None) -> dict[str, Any]:
     from .workers import Nursery
     from .world import World, forget_everything, play
 
@@ -224,7 +207,7 @@ def play_runs(
         while len(runs) < wanted:
             (run_folder := folder / f"{seed}").mkdir()
             try:
-                with World(nursery, run_folder, cluster=cluster) as world:
+                with World(nursery, run_folder, cluster=server) as world:
                     runs.append(play(case, world, seed=seed).as_dict())
             except Missed as missed:
                 misses += 1
@@ -248,22 +231,26 @@ def _words_of(error: AssertionError) -> str:
 
 
 @contextmanager
-def database(name: str, folder: Path) -> Iterator[Cluster | MariaDB | None]:
-    """Django set up on a new and migrated database of this kind."""
-    with ExitStack() as stack:
-        servers = {POSTGRESQL: Cluster, MARIADB: MariaDB}
-        cluster = stack.enter_context(servers[name]()) if name in servers else None
-        set_up(f"sqlite:///{folder}/faults.sqlite3" if cluster is None else cluster.url)
-        from django.db import connection
+def own_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="mailengine-faults-", dir=DISK) as folder:
+        yield Path(folder)
 
-        connection.settings_dict["TEST"]["NAME"] = (
-            f"{folder}/test.sqlite3" if name == SQLITE else f"mailengine_faults_{os.getpid()}"
-        )
-        before = connection.settings_dict["NAME"]
-        connection.creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
-        if cluster is None:
-            stack.callback(connection.creation.destroy_test_db, before, verbosity=0)
-        yield cluster
+
+@contextmanager
+def database(kind: str, folder: Path, template: Path | None = None) -> Iterator[Server | None]:
+    """Django set up on a migrated database of this kind: a copy, if there is a template."""
+    with ExitStack() as stack:
+        server = stack.enter_context(SERVERS[kind](template)) if kind in SERVERS else None
+        if server is None and template is not None:
+            copy_tree(template, folder / FILE)
+        set_up(server.url if server else f"sqlite:///{folder / FILE}")
+        if template is None:
+            from django.core.management import call_command
+
+            if server is not None:
+                server.create_database()
+            call_command("migrate", verbosity=0)
+        yield server
 
 
 def set_up(url: str) -> None:

@@ -70,6 +70,11 @@ class Case:
     quick: bool
     leaves_waiting: bool
 
+    @property
+    def group(self) -> str:
+        """A key of GROUPS."""
+        return self.code[2]
+
     def objections(self, run: Run) -> list[str]:
         """Why this run is no good, in sentences; none if it is."""
         found = list(run.reckoning.findings)
@@ -90,6 +95,10 @@ class NotBuilt:
     code: str
     title: str
     why: str
+
+    @property
+    def group(self) -> str:
+        return self.code[2]
 
 
 def is_meant(code: str, words: Sequence[str]) -> bool:

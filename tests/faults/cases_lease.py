@@ -220,7 +220,7 @@ def zones_that_differ(world: World, random: Random) -> None:
     assert {by_id[message_id] for message_id in due} == {"sent"}
 
 
-@case("F-L10", "SQLite: 4 writers, a caller and an operator at once", databases=(SQLITE,))
+@case("F-L10", "4 writers, a caller and an operator at once", databases=(SQLITE,))
 def one_file_for_all(world: World, random: Random) -> None:
     """Nobody is told that the database is locked."""
     world.configure(**UNHURRIED)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from typing import Any
 
 from .postgres import Cluster
@@ -22,18 +20,9 @@ class Standby(Cluster):
         self.primary = primary
         self._through = through
 
-    def __enter__(self) -> Standby:
-        try:
-            if os.geteuid() == 0:
-                shutil.chown(self.folder, "postgres", "postgres")
-            source = ("--host=127.0.0.1", f"--port={self._through}", "--username=postgres")
-            self.run("pg_basebackup", *source, f"--pgdata={self.data}", "--write-recovery-conf", "--checkpoint=fast")
-            _listen_on(self)
-            self.start()
-        except BaseException:
-            self.remove()
-            raise
-        return self
+    def make_data(self) -> None:
+        source = ("--host=127.0.0.1", f"--port={self._through}", "--username=postgres")
+        self.call("pg_basebackup", *source, f"--pgdata={self.data}", "--write-recovery-conf", "--checkpoint=fast")
 
     def wait_until_level(self) -> None:
         """Wait until it has all that the primary has written by now."""
@@ -46,15 +35,8 @@ class Standby(Cluster):
         self.stop()
         self.data, self.primary.data = self.primary.data, self.data
         self.folder, self.primary.folder = self.primary.folder, self.folder
-        _listen_on(self.primary)
         self.primary.start()
-        self.primary.run("pg_ctl", "promote", "--wait", "--silent")
-
-
-def _listen_on(cluster: Cluster) -> None:
-    """Its own port, whatever the data that it runs on were copied with."""
-    with (cluster.data / "postgresql.conf").open("a") as conf:
-        conf.write(f"port = {cluster.port}\n")
+        self.primary.call("pg_ctl", "promote", "--wait", "--silent")
 
 
 def _ask(port: int, sql: str) -> Any:

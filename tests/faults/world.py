@@ -27,8 +27,8 @@ from .case import Case, Missed, Run
 from .log import Log
 from .oracle import Reckoning, read_ledger, reckon
 from .points import KILL, at
-from .postgres import Cluster
 from .proxy import Proxy
+from .servers import Server
 from .sinks import ESPSink, SMTPSink, wait_until
 from .workers import Nursery, Worker, at_port, start_fresh
 
@@ -57,13 +57,13 @@ class World:
     """One run of one case; up within the `with` block. All times are real: nothing here moves a clock."""
 
     def __init__(
-        self, nursery: Nursery, folder: Path, *, cluster: Cluster | None = None, is_quick: bool = False
+        self, nursery: Nursery, folder: Path, *, cluster: Server | None = None, is_quick: bool = False
     ) -> None:
         self.folder = folder
         self.is_quick = is_quick
         """Whether this is a test of the suite, which has no time: see `times()`."""
         self.cluster = cluster
-        """The PostgreSQL server, to be stopped and started at will; None on other databases."""
+        """The database server, to be stopped and started at will; None on SQLite and in the suite."""
         self.log = Log(folder / "accepted.jsonl")
         self.workers: list[Worker] = []
         self.acked: list[str] = []
