@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, fields
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -36,12 +36,13 @@ class ProviderQuerySet(models.QuerySet["ProviderState"]):
         rows = self.filter(pk__in=aliases).select_for_update().annotate(now=db_now()).order_by("alias")
         return {row.alias: row for row in rows}
 
-    def told(self, alias: str, *, alerting_until: datetime, has_arrived: bool) -> None:
-        """Enter whether the admins were told, by the one who was to do so until then; if not, the next one may."""
-        ours = self.filter(pk=alias, misconfigured=True, alerting_until=alerting_until)
-        ours.update(
-            **({"alerted_at": db_now(), "alerting_until": None} if has_arrived else {"alerting_until": db_now()})
-        )
+    def told(self, alias: str, *, alerting_until: datetime, has_arrived: bool) -> bool:
+        """Enter whether the admins were told, by the one who was to do so until then; if not, the next one may.
+
+        False when that is entered already, or the incident is over.
+        """
+        entry = {"alerted_at": db_now(), "alerting_until": None} if has_arrived else {"alerting_until": db_now()}
+        return self.filter(pk=alias, misconfigured=True, alerting_until=alerting_until).update(**entry) > 0
 
     def _read(self, aliases: Collection[str]) -> dict[str, ProviderState]:
         return {row.alias: row for row in self.filter(pk__in=aliases).annotate(now=db_now())}
@@ -67,7 +68,7 @@ class ProviderState(models.Model):
     alerting_until = models.DateTimeField(null=True, blank=True, editable=False)
     """Until then a process is telling the admins of this incident; later, should nobody have been told, another may."""
     refusals = models.JSONField(default=list, blank=True, editable=False)
-    """Since it last accepted anything: see `pipeline/promotion.py`."""
+    """In a row: see `pipeline/promotion.py`."""
     last_error = models.TextField(_("last error"), blank=True, default="")
     last_error_at = models.DateTimeField(_("last error at"), null=True, blank=True)
 
@@ -88,12 +89,14 @@ class ProviderState(models.Model):
     def circuit(self) -> Circuit:
         return Circuit(**{name: getattr(self, name) for name in _CIRCUIT})
 
-    def record(self, circuit: Circuit, **changes: object) -> bool:
-        """Store the circuit and `changes`; writes nothing, and says False, when that changes nothing."""
-        values = {**asdict(circuit), **changes}
-        changed = {name: value for name, value in values.items() if getattr(self, name) != value}
-        if changed:
-            ProviderState.objects.filter(pk=self.pk).update(**changed)
-            for name, value in changed.items():
-                setattr(self, name, value)
-        return bool(changed)
+    def changes(self, circuit: Circuit, **fields: object) -> dict[str, object]:
+        """What of this circuit and these fields the row does not say already."""
+        values = {**asdict(circuit), **fields}
+        return {name: value for name, value in values.items() if getattr(self, name) != value}
+
+    def write(self, changes: Mapping[str, object]) -> None:
+        """Change these fields, if there are any."""
+        if changes:
+            ProviderState.objects.filter(pk=self.pk).update(**changes)
+        for name, value in changes.items():
+            setattr(self, name, value)

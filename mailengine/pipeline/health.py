@@ -2,47 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
 from uuid import UUID
 
-from ..circuit import Circuit, Policy, after_bad, after_good, after_throttle, return_probe, start_probe
+from ..circuit import Circuit, Policy, start_probe
 from ..clock import db_now
 from ..conf import Settings, get_settings
 from ..models import Message, ProviderState
 from ..models.messages import Status
-from ..outcomes import Kind, Outcome
+from ..outcomes import Outcome
 from ..providers.choose import Candidate, Choice, choose, in_preference
 from . import promotion
 from .alerts import Alert, about_provider
+from .pace import Pace
+from .rounds import Effect, Result, effect_of
 
 REFRESH_SECONDS = 1.0
 """How old the picture may be: other processes and hosts change the circuits too."""
-
-
-FIRST_LOCAL_PAUSE_SECONDS = 1.0
-"""How long nothing begins after a fault of this host (it is out of sockets, say); twice as long each time in a row."""
-LONGEST_LOCAL_PAUSE_SECONDS = 30.0
-LOCAL_FAULTS_TO_TELL = 3
-
-logger = logging.getLogger("mailengine.dispatch")
-
-
-@dataclass(frozen=True)
-class Result:
-    """One handover that has ended, as the circuit sees it."""
-
-    alias: str
-    outcome: Outcome
-    stream: str
-    was_probe: bool
-    recipient: str
-    message_id: UUID
 
 
 @dataclass(frozen=True)
@@ -50,36 +29,32 @@ class Judgement:
     """What results come to in the light of what came before them."""
 
     outcomes: Sequence[Outcome]
-    put_back: Mapping[str, Collection[UUID]] = field(default_factory=dict)
+    put_back: Mapping[str, Collection[UUID]]
     """By provider: messages that it refused, before and now, by a fault of ours."""
 
 
-@dataclass
 class Health:
     """The circuits of all providers, and which of them a message may go to."""
 
-    settings: Settings
-    policy: Policy = field(init=False)
-    alerts: list[Alert] = field(default_factory=list)
-    """What the admin is to be told once the transaction has committed."""
-
-    def __post_init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self.policy = Policy(
-            unhealthy_threshold=self.settings.unhealthy_threshold,
-            healthy_threshold=self.settings.healthy_threshold,
-            probe_interval_seconds=self.settings.probe_interval_seconds,
-            send_deadline_seconds=self.settings.send_deadline_seconds,
+            unhealthy_threshold=settings.unhealthy_threshold,
+            healthy_threshold=settings.healthy_threshold,
+            probe_interval_seconds=settings.probe_interval_seconds,
+            send_deadline_seconds=settings.send_deadline_seconds,
         )
+        self.alerts: list[Alert] = []
+        """What the admins are to be told once the transaction has committed."""
         self._states: dict[str, ProviderState] = {}
         self._read_at = float("-inf")
+        self._pace = Pace(settings)
         self._others_wait: dict[tuple[str, bool], bool] = {}
         """What it has said, for one turn of the loop."""
-        self._alerts_under_way: dict[str, tuple[Alert, datetime]] = {}
-        """By provider, each with the instant until which it is this process's to tell."""
-        self._pace: dict[str, int] = defaultdict(lambda: 1)
-        self._local_faults = 0
-        """In a row."""
-        self._paused_until = 0.0
+        self._to_tell: dict[str, tuple[Alert, datetime]] = {}
+        """By provider: the alert that is this process's to tell, and until when it is."""
+
+    # The picture
 
     def refresh(self, *, at_once: bool = False) -> None:
         """Read the circuits anew when the picture is old."""
@@ -87,11 +62,7 @@ class Health:
         if at_once or time.monotonic() - self._read_at >= REFRESH_SECONDS:
             self._states = ProviderState.objects.of(self.settings.providers)
             self._read_at = time.monotonic()
-            for alias, (alert, until) in list(self._alerts_under_way.items()):
-                if self._states[alias].alerting_until == until:
-                    self._enter_alert(alias, alert, until)
-                else:  # it is entered, or the incident is over
-                    del self._alerts_under_way[alias]
+            self._enter_alerts()
 
     @property
     def now(self) -> datetime:
@@ -103,6 +74,8 @@ class Health:
 
     def circuit(self, alias: str) -> Circuit:
         return self._states[alias].circuit
+
+    # What may go, and where
 
     def usable_streams(self) -> set[str]:
         """The streams that something can be sent in now, be it a probe."""
@@ -118,11 +91,11 @@ class Health:
 
     def another(self, message: Message, *, tried: Collection[str]) -> bool:
         """Whether a provider that this message has not been to can take it now."""
-        return choose(self._preferred(message), now=self.now, tried=tried) is not None
+        return choose(self._in_preference(message.stream), now=self.now, tried=tried) is not None
 
     def choose(self, message: Message, *, tried: Collection[str]) -> Choice | None:
         """Where this message goes now, or None."""
-        candidates = self._preferred(message)
+        candidates = self._in_preference(message.stream)
         if message.uncertain_count and message.priority > 0:  # it may be there already: nowhere else
             candidates = [candidate for candidate in candidates if candidate.alias == message.provider]
         now = self.now
@@ -155,86 +128,82 @@ class Health:
         return self._others_wait[alias, in_hand]
 
     def room(self, alias: str) -> int:
-        """How many handovers may be under way at this provider, in this process, as things are.
+        """How many handovers may be under way at this provider, in this process, as things are."""
+        most = self._pace.room(alias)
+        return min(most, promotion.room(self._states[alias].refusals) or most)
 
-        It begins with one, and each acceptance doubles that: what is wrong with a provider shows with few messages.
-        """
-        most = self.settings.provider(alias).connections or self.settings.connections
-        return min(self._pace[alias], most, promotion.room(self._states[alias].refusals) or most)
+    @property
+    def pause_seconds(self) -> float:
+        """For how long nothing may begin yet, since this host failed; 0 when all is well."""
+        return self._pace.pause_seconds
+
+    def _takes_mail(self, alias: str) -> bool:
+        circuit = self.circuit(alias)
+        return circuit.is_usable(now=self.now) or circuit.probe_is_due(now=self.now)
+
+    def _in_preference(self, stream: str) -> list[Candidate]:
+        """The providers of a stream, best first."""
+        known = {alias: Candidate(alias, state.circuit, state.took_over_at) for alias, state in self._states.items()}
+        aliases = self.settings.aliases_for(stream)
+        return in_preference(aliases, strategy=self.settings.strategy_for(stream), known=known)
+
+    # What changes
 
     def start_probe(self, alias: str) -> bool:
         """Take the probe that is due; False when another process was quicker. In a transaction."""
-        state = self._lock()[alias]
+        locked = self._lock()
+        state = locked[alias]
         if not state.circuit.probe_is_due(now=state.now):
             return False
-        state.record(start_probe(state.circuit, now=state.now, policy=self.policy))
-        self._states[alias] = self._seen(state)
+        state.write(state.changes(start_probe(state.circuit, now=state.now, policy=self.policy)))
+        self._show(locked)
         return True
 
     def note(self, results: Iterable[Result]) -> Judgement:
-        """Count what came of these handovers, writing the rows that change. To be called in a transaction."""
+        """Count what came of these handovers. To be called in a transaction.
+
+        Nothing is locked or written where that would change nothing, as after a good round at a healthy provider.
+        """
         results = list(results)
         self._others_wait.clear()
         for result in results:
-            self._note_local(result.outcome)
-            self._note_pace(result)
-        if not any(self._would_change(result) for result in results):
-            return Judgement([result.outcome for result in results])
-        locked = self._lock()
-        put_back: dict[str, set[UUID]] = {}
-        outcomes = [self._enter(result, locked[result.alias], put_back) for result in results]
-        for state in locked.values():
-            self._states[state.alias] = self._seen(state)
-        # Those that were refused a moment before the one that made it clear.
-        for index, result in enumerate(results):
-            if result.message_id in put_back.get(result.alias, ()):
-                outcomes[index] = promotion.as_ours(outcomes[index])
-        return Judgement(outcomes, put_back)
+            self._pace.note(result.alias, result.outcome)
+        now = self.now
+        effects = [self._effect(result, self._states[result.alias], now=now) for result in results]
+        if any(effect.changes for effect in effects):
+            locked = self._lock()
+            effects = [self._enter(result, locked[result.alias]) for result in results]
+            self._show(locked)
+        return _judgement(results, effects)
 
-    def _enter(self, result: Result, state: ProviderState, put_back: dict[str, set[UUID]]) -> Outcome:
-        """Write in its locked row what this result changes; the outcome as the circuit judges it."""
-        outcome, problem = result.outcome, str(result.outcome)
-        before = state.circuit
-        streak = self._streak(result, state)
-        if promotion.is_ours(streak, outcome):
-            problem = promotion.problem(streak, outcome)
-            if not promotion.is_ours(state.refusals, outcome):
-                put_back.setdefault(state.alias, set()).update(promotion.message_ids(promotion.alike(streak, outcome)))
-            outcome = promotion.as_ours(outcome)
-        after = self._after(before, replace(result, outcome=outcome), now=state.now)
-        if _is_ours_by_now(outcome, after, now=state.now):
-            outcome = replace(outcome, kind=Kind.MISCONFIGURED)
-            after = self._after(before, replace(result, outcome=outcome), now=state.now)
-        changes: dict[str, object] = {"refusals": streak}
-        if outcome.kind is Kind.ACCEPTED and self._takes_over(result):
-            changes["took_over_at"] = state.now
-        if outcome.is_bad_round or outcome.kind is Kind.THROTTLED:
-            changes |= {"last_error": f"{outcome.kind}: {problem}", "last_error_at": state.now}
-        if not after.misconfigured:
-            changes |= {"alerted_at": None, "alerting_until": None}
-        elif outcome.is_bad_round and state.alerted_at is None:
-            changes |= self._tell(state, problem)
-        state.record(after, **changes)
-        return outcome
+    def _effect(self, result: Result, state: ProviderState, *, now: datetime) -> Effect:
+        return effect_of(result, state, now=now, policy=self.policy, takes_over=self._takes_over(result))
 
-    def _tell(self, state: ProviderState, problem: str) -> dict[str, object]:
-        """Let the admins be told after the commit, unless somebody is at it; what this changes in the row."""
-        alias, before = state.alias, state.alerting_until
-        if before is not None and state.now < before:
-            return {}
-        roads = self.roads(but=alias)
-        seconds = (len(roads) + 1) * self.settings.send_deadline_seconds
-        until = state.now + timedelta(seconds=seconds)
-        alert = about_provider(alias, problem, roads=roads, is_repeated=before is not None)
-        alert.record = partial(self._enter_alert, alias, alert, until)
-        self.alerts.append(alert)
-        self._alerts_under_way[alias] = alert, until
-        return {"alerting_until": until}
+    def _takes_over(self, result: Result) -> bool:
+        """Whether, should it be good, its provider becomes the one that the stream sticks to."""
+        if self.settings.strategy_for(result.stream) != "sticky":
+            return False
+        return self._in_preference(result.stream)[0].alias != result.alias
 
-    def _enter_alert(self, alias: str, alert: Alert, until: datetime) -> None:
-        """Write whether the admins were told, once that is known; to do so twice changes nothing."""
-        if alert.has_arrived is not None:
-            ProviderState.objects.told(alias, alerting_until=until, has_arrived=alert.has_arrived)
+    def _enter(self, result: Result, state: ProviderState) -> Effect:
+        """Write in its locked row what this result changes."""
+        effect = self._effect(result, state, now=state.now)
+        state.write(effect.changes)
+        if effect.to_tell:
+            self._tell(state, effect.to_tell)
+        return effect
+
+    def _lock(self) -> dict[str, ProviderState]:
+        """All rows, always: who needs a second one later in the same transaction holds it already, in order."""
+        return ProviderState.objects.locked(list(self._states))
+
+    def _show(self, locked: Mapping[str, ProviderState]) -> None:
+        """Make these rows part of the picture, which was taken at `_read_at`."""
+        for alias, state in locked.items():
+            state.now = self._states[alias].now
+            self._states[alias] = state
+
+    # Telling the admins
 
     def roads(self, *, but: str = "") -> list[str]:
         """By which aliases of MAILERS the admins can be told: the one for alerts, then the providers that work.
@@ -246,92 +215,36 @@ class Health:
         first = [settings.alert_mailer] if settings.alert_mailer else []
         return [alias for alias in dict.fromkeys([*first, *healthy]) if alias != but]
 
-    @property
-    def pause_seconds(self) -> float:
-        """For how long nothing may begin yet, since this host failed; 0 when all is well."""
-        return max(self._paused_until - time.monotonic(), 0.0)
+    def _tell(self, state: ProviderState, problem: str) -> None:
+        """Let the admins be told after the commit, unless they were, or another process is at it."""
+        before = state.alerting_until
+        if state.alerted_at is not None or (before is not None and state.now < before):
+            return
+        roads = self.roads(but=state.alias)
+        until = state.now + timedelta(seconds=(len(roads) + 1) * self.settings.send_deadline_seconds)
+        state.write({"alerting_until": until})
+        alert = about_provider(state.alias, problem, roads=roads, is_repeated=before is not None)
+        alert.record = self._enter_alerts
+        self.alerts.append(alert)
+        self._to_tell[state.alias] = alert, until
 
-    def _note_pace(self, result: Result) -> None:
-        if result.outcome.is_good_round:
-            self._pace[result.alias] = min(2 * self._pace[result.alias], self.settings.connections)
-        elif result.outcome.is_bad_round:
-            self._pace[result.alias] = 1
-
-    def _note_local(self, outcome: Outcome) -> None:
-        """Pause after a fault of this host, longer each time in a row."""
-        if not outcome.is_local:
-            self._local_faults = 0
-        elif not self.pause_seconds:  # else it was under way already: eight connections that fail at once fail once
-            self._local_faults += 1
-            self._paused_until = time.monotonic() + local_pause_seconds(self._local_faults)
-            if self._local_faults == LOCAL_FAULTS_TO_TELL:
-                logger.error("this host can't send, %s times in a row: %s", self._local_faults, outcome.code)
-
-    def _lock(self) -> dict[str, ProviderState]:
-        """All rows, always: who needs a second one later in the same transaction holds it already, in order."""
-        return ProviderState.objects.locked(list(self._states))
-
-    def _after(self, circuit: Circuit, result: Result, *, now: datetime) -> Circuit:
-        outcome = result.outcome
-        if outcome.is_good_round:
-            return after_good(circuit, now=now, policy=self.policy)
-        if outcome.is_bad_round:
-            misconfigured = outcome.kind is Kind.MISCONFIGURED
-            return after_bad(circuit, now=now, policy=self.policy, misconfigured=misconfigured)
-        if outcome.kind is Kind.THROTTLED:
-            return after_throttle(circuit, now=now, retry_after_seconds=outcome.retry_after_seconds)
-        # The message was at fault, which says nothing of the provider; should it have been the probe, the next may go.
-        return return_probe(circuit, now=now) if result.was_probe else circuit
-
-    def _would_change(self, result: Result) -> bool:
-        if result.outcome.is_bad_round or result.outcome.kind is Kind.THROTTLED or self._takes_over(result):
-            return True
-        circuit = self.circuit(result.alias)
-        if self._streak(result, self._states[result.alias]) != self._states[result.alias].refusals:
-            return True
-        return self._after(circuit, result, now=self.now) != circuit
-
-    def _streak(self, result: Result, state: ProviderState) -> promotion.Streak:
-        recipient, message_id = result.recipient, result.message_id
-        is_open = state.circuit.is_open
-        return promotion.after(
-            state.refusals, result.outcome, recipient=recipient, message_id=message_id, is_open=is_open
-        )
-
-    def _takes_over(self, result: Result) -> bool:
-        """Whether this acceptance makes its provider the one that the stream sticks to."""
-        if self.settings.strategy_for(result.stream) != "sticky" or not result.outcome.is_good_round:
-            return False
-        aliases = self.settings.aliases_for(result.stream)
-        if len(aliases) < 2:
-            return False
-        return in_preference(aliases, strategy="sticky", known=self._candidates())[0].alias != result.alias
-
-    def _takes_mail(self, alias: str) -> bool:
-        circuit = self.circuit(alias)
-        return circuit.is_usable(now=self.now) or circuit.probe_is_due(now=self.now)
-
-    def _preferred(self, message: Message) -> list[Candidate]:
-        aliases = self.settings.aliases_for(message.stream)
-        return in_preference(aliases, strategy=self.settings.strategy_for(message.stream), known=self._candidates())
-
-    def _candidates(self) -> dict[str, Candidate]:
-        return {alias: Candidate(alias, state.circuit, state.took_over_at) for alias, state in self._states.items()}
-
-    def _seen(self, state: ProviderState) -> ProviderState:
-        """The row as part of a picture that was taken at `_read_at`."""
-        state.now = self._states[state.alias].now
-        return state
+    def _enter_alerts(self) -> None:
+        """Write whether the admins were told, once that is known, and again until the row is found to say so."""
+        for alias, (alert, until) in list(self._to_tell.items()):
+            if alert.has_arrived is None:
+                continue
+            if not ProviderState.objects.told(alias, alerting_until=until, has_arrived=alert.has_arrived):
+                del self._to_tell[alias]
 
 
-def local_pause_seconds(faults: int) -> float:
-    """How long nothing begins after so many faults of this host in a row."""
-    return float(min(FIRST_LOCAL_PAUSE_SECONDS * 2 ** min(faults - 1, 10), LONGEST_LOCAL_PAUSE_SECONDS))
-
-
-def _is_ours_by_now(outcome: Outcome, circuit: Circuit, *, now: datetime) -> bool:
-    """Whether a provider can't be reached for so long that our settings must be the cause; `circuit` is after it."""
-    seconds = outcome.ours_after_seconds
-    if outcome.kind is not Kind.UNAVAILABLE or seconds is None or circuit.opened_at is None or not circuit.is_open:
-        return False
-    return (now - circuit.opened_at).total_seconds() >= seconds
+def _judgement(results: Sequence[Result], effects: Sequence[Effect]) -> Judgement:
+    put_back: dict[str, set[UUID]] = {}
+    for result, effect in zip(results, effects, strict=True):
+        if effect.put_back:
+            put_back.setdefault(result.alias, set()).update(effect.put_back)
+    # Also those that were refused a moment before the one that made it clear.
+    outcomes = [
+        promotion.as_ours(effect.outcome) if result.message_id in put_back.get(result.alias, ()) else effect.outcome
+        for result, effect in zip(results, effects, strict=True)
+    ]
+    return Judgement(outcomes, put_back)

@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from ..conf import Settings
@@ -22,11 +22,12 @@ from ..models.messages import Status, Verdict
 from ..outcomes import Kind, Outcome
 from ..providers.connection import takes_key
 from .composer import Composer
-from .health import Health, Result
+from .health import Health
 from .items import Item
 from .objection import leave_out, objection_to, pending_addresses, suppressed_addresses
 from .partial import note_outcomes, split_refused
 from .report import Report
+from .rounds import Result
 from .verdict import back, final, if_alike, is_unclassified, late, verdict_for
 
 logger = logging.getLogger("mailengine.dispatch")
@@ -140,8 +141,9 @@ class Ledger:
         """Enter what came of these handovers, and return those that are to begin elsewhere at once."""
         if not ended:
             return []
-        ended, put_back = self._judged(ended)
-        now = self.health.now
+        # As the rows were locked: by then all of these had ended, and what begins in this commit begins no earlier.
+        now = min((row.now for row in rows.values()), default=self.health.now)
+        ended, put_back = self._judged(ended, now=now)
         Attempt.objects.end_many(((item.message.pk, item.number, outcome) for item, outcome in ended), now=now)
         elsewhere, sent = [], []
         for item, outcome in ended:
@@ -181,7 +183,7 @@ class Ledger:
         return elsewhere
 
     def _judged(
-        self, ended: Sequence[tuple[Item, Outcome]]
+        self, ended: Sequence[tuple[Item, Outcome]], *, now: datetime
     ) -> tuple[list[tuple[Item, Outcome]], Mapping[str, Collection[UUID]]]:
         """What came of these handovers in the light of what came before it, and what is to be put back by provider."""
         recurring = [item.message.pk for item, outcome in ended if outcome.tries]
@@ -191,7 +193,18 @@ class Ledger:
             earlier = [row for row in deferrals.get(item.message.pk, ()) if row.number < item.number]
             message = item.message
             judged = if_alike(outcome, earlier, provider=item.provider, attempt_count=message.attempt_count)
-            results.append(Result(item.provider, judged, message.stream, item.is_probe, message.recipient, message.pk))
+            results.append(
+                Result(
+                    alias=item.provider,
+                    outcome=judged,
+                    stream=message.stream,
+                    was_probe=item.is_probe,
+                    recipient=message.recipient,
+                    message_id=message.pk,
+                    begun_at=message.now,  # since Begin
+                    ended_at=now,
+                )
+            )
         judgement = self.health.note(results)
         items = [item for item, _outcome in ended]
         return list(zip(items, judgement.outcomes, strict=True)), judgement.put_back

@@ -1,13 +1,14 @@
 """Refusals that are really ours: when a provider refuses one message after the other in the same words, whoever they
 are for, it is us it refuses. Values in, values out.
 
-A provider's row keeps its *streak*: the refusals since it last accepted anything, as [signature, domain, message id].
+A provider's row keeps its *streak*: the refusals since it last accepted anything that was begun after the first of
+them, as [signature, domain, message id, instant].
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from uuid import UUID
 
 from ..outcomes import Kind, Outcome
@@ -31,19 +32,29 @@ def counts(outcome: Outcome) -> bool:
     return outcome.kind is Kind.REFUSED or (outcome.kind is Kind.DEFERRED and outcome.tries > 0)
 
 
-def after(streak: Streak, outcome: Outcome, *, recipient: str, message_id: UUID, is_open: bool) -> Streak:
-    """The streak with this outcome.
+def after(
+    streak: Streak,
+    outcome: Outcome,
+    *,
+    recipient: str,
+    message_id: UUID,
+    begun_at: datetime,
+    ended_at: datetime,
+    is_open: bool,
+) -> Streak:
+    """The streak with the outcome of a handover that was begun and had ended then.
 
-    While the circuit is open, probes that are refused in other words don't end it: only an acceptance does.
+    An acceptance ends it; but one that was begun before the first refusal had come says nothing of the time since.
+    While the circuit is open, probes that are refused in other words don't end it.
     """
     if outcome.kind is Kind.ACCEPTED:
-        return []
+        return streak if streak and begun_at < datetime.fromisoformat(streak[0][3]) else []
     if not counts(outcome):
         return streak
-    entry = [signature(outcome), recipient.rpartition("@")[2].lower(), str(message_id)]
+    entry = [signature(outcome), recipient.rpartition("@")[2].lower(), str(message_id), ended_at.isoformat()]
     before = streak if is_open else alike(streak, outcome)
     is_news = len(before) < MOST_KEPT or entry[1] not in domains(alike(before, outcome))
-    if not is_news or entry in before:
+    if not is_news or entry[:3] in [known[:3] for known in before]:
         return before
     # A circuit may stay open for weeks; which messages were refused at first is of no more use by then.
     return [*before, entry][-MOST_KEPT:] if is_open else [*before, entry]
@@ -76,12 +87,12 @@ def alike(streak: Streak, outcome: Outcome) -> Streak:
     return [entry for entry in streak if entry[0] == signature(outcome)]
 
 
-def domains(streak: Sequence[Sequence[str]]) -> set[str]:
-    return {domain for _signature, domain, _message_id in streak}
+def domains(streak: Streak) -> set[str]:
+    return {domain for _signature, domain, *_ in streak}
 
 
 def message_ids(streak: Streak) -> set[UUID]:
-    return {UUID(message_id) for _signature, _domain, message_id in streak}
+    return {UUID(message_id) for _signature, _domain, message_id, _ in streak}
 
 
 def signature(outcome: Outcome) -> str:

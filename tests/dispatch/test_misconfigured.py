@@ -8,13 +8,15 @@ import logging
 import django
 import pytest
 from django.db import transaction
+from django.utils import timezone
 
 from mailengine.conf import get_settings
 from mailengine.ids import uuid7
 from mailengine.models import Attempt, Message, ProviderState
 from mailengine.outcomes import Kind, Outcome
 from mailengine.pipeline.alerts import send_alert
-from mailengine.pipeline.health import Health, Result
+from mailengine.pipeline.health import Health
+from mailengine.pipeline.rounds import Result
 from mailengine.testing import FakeProvider, SMTPServer
 
 from .. import processes
@@ -44,7 +46,8 @@ def run(command: str = "send_mail") -> None:
 
 
 def result(outcome, alias="relay", *, domain="example.org"):
-    return Result(alias, outcome, "transactional", False, f"u@{domain}", uuid7())
+    now = timezone.now()
+    return Result(alias, outcome, "transactional", False, f"u@{domain}", uuid7(), begun_at=now, ended_at=now)
 
 
 def told(alias="siren") -> list[str]:

@@ -11,7 +11,7 @@ from django.utils import timezone
 from mailengine import Priority
 from mailengine.models import Attempt, Message, ProviderState, Suppression
 from mailengine.outcomes import Kind, Outcome
-from mailengine.pipeline.health import local_pause_seconds
+from mailengine.pipeline.pace import local_pause_seconds
 
 from .helpers import ledger, queue, queue_many, send, statuses
 
@@ -269,7 +269,7 @@ class TestLocal:
 
     @pytest.fixture(autouse=True)
     def _quick(self, monkeypatch):
-        monkeypatch.setattr("mailengine.pipeline.health.LONGEST_LOCAL_PAUSE_SECONDS", 0.01)
+        monkeypatch.setattr("mailengine.pipeline.pace.LONGEST_LOCAL_PAUSE_SECONDS", 0.01)
 
     def test_it_costs_no_attempt_and_no_provider_is_blamed(self, configure, handed_over):
         configure({"relay": {}, "spare": {}}, CONNECTIONS=1)

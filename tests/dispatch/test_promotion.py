@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import time
+from datetime import datetime, timedelta
+from threading import Event
 from uuid import uuid4
 
 import pytest
+from django.utils import timezone
 
 from mailengine import queue_job
 from mailengine.conf import get_settings
 from mailengine.models import Attempt, Message, MessageJob, ProviderState, Suppression
 from mailengine.outcomes import Kind, Outcome
 from mailengine.pipeline import promotion
-from mailengine.pipeline.health import Health, Result
+from mailengine.pipeline.health import Health
+from mailengine.pipeline.rounds import Result
 
 from .helpers import ledger, queue, send, statuses
 
@@ -23,11 +26,18 @@ BAD_ADDRESS = Outcome(Kind.REFUSED, code="550 5.1.1", detail="No such user", pha
 
 
 def streak_of(outcomes, *, is_open=False, domains=None):
-    """The streak after these outcomes, each for another domain or for the given ones."""
-    streak = []
+    """The streak after these outcomes, one after the other, each for another domain or for the given ones."""
+    streak, now = [], timezone.now()
     for number, outcome in enumerate(outcomes):
-        recipient = f"u@{domains[number] if domains else f'd{number}.example'}"
-        streak = promotion.after(streak, outcome, recipient=recipient, message_id=uuid4(), is_open=is_open)
+        streak = promotion.after(
+            streak,
+            outcome,
+            recipient=f"u@{domains[number] if domains else f'd{number}.example'}",
+            message_id=uuid4(),
+            begun_at=now + timedelta(seconds=number),
+            ended_at=now + timedelta(seconds=number + 1),
+            is_open=is_open,
+        )
     return streak
 
 
@@ -51,6 +61,24 @@ class TestRule:
     )
     def test_five_alike_refusals_with_nothing_accepted_between_are_ours(self, outcomes, is_ours):
         assert promotion.is_ours(streak_of(outcomes), outcomes[-1]) is is_ours
+
+    def test_an_acceptance_of_what_was_begun_before_the_first_refusal_ends_no_streak(self):
+        streak = streak_of([REFUSED] * 4)
+        first_at = datetime.fromisoformat(streak[0][3])
+
+        def after_acceptance(begun_at):
+            return promotion.after(
+                streak,
+                ACCEPTED,
+                recipient="u@example.org",
+                message_id=uuid4(),
+                begun_at=begun_at,
+                ended_at=first_at + timedelta(minutes=1),
+                is_open=False,
+            )
+
+        assert after_acceptance(first_at - timedelta(microseconds=1)) == streak
+        assert after_acceptance(first_at) == []
 
     def test_one_domain_that_refuses_everything_is_that_domain_s_business(self):
         streak = streak_of([REFUSED] * 500, domains=["example.org"] * 500)
@@ -120,19 +148,24 @@ class TestProvider:
         assert statuses() == {"sent": 50}
         assert ProviderState.objects.get().refusals == []
 
-    def test_a_provider_that_begins_to_refuse_us_in_full_use_buries_nothing(self, configure, handed_over):
+    def test_a_provider_that_begins_to_refuse_us_in_full_use_buries_nothing(self, configure, handed_over, monkeypatch):
+        """Nor do the acceptances that come after the first refusals, of mail that was handed over before them."""
         configure(CONNECTIONS=8)
-        accepted = []
+        is_refused, write = Event(), ProviderState.write
+
+        def noting(state, changes):
+            write(state, changes)
+            if state.refusals:
+                is_refused.set()
 
         def play(_alias, email):
-            if email.to[0] < "u@d0012":
-                accepted.append(email)
-                return ACCEPTED
-            while len(accepted) < 12:  # an acceptance that ends after a refusal would begin the count anew
-                time.sleep(0.01)
-            time.sleep(0.2)
-            return REFUSED
+            if email.to[0] >= "u@d0012":
+                return REFUSED
+            if email.to[0] >= "u@d0007":  # with which all eight connections are in use
+                assert is_refused.wait(timeout=10)
+            return ACCEPTED
 
+        monkeypatch.setattr(ProviderState, "write", noting)
         handed_over(play)
         queue_for(40)
 
@@ -144,8 +177,11 @@ class TestProvider:
         configure()
         health = Health(get_settings())
         health.refresh()
-        ids = [uuid4() for _ in range(8)]
-        results = [Result("relay", REFUSED, "bulk", False, f"u@d{number}.example", ids[number]) for number in range(8)]
+        ids, now = [uuid4() for _ in range(8)], timezone.now()
+        results = [
+            Result("relay", REFUSED, "bulk", False, f"u@d{number}.example", ids[number], begun_at=now, ended_at=now)
+            for number in range(8)
+        ]
 
         judgement = health.note(results)
 
@@ -284,18 +320,19 @@ class TestProvider:
         self, handed_over, django_assert_num_queries, monkeypatch
     ):
         writes = []
-        record = ProviderState.record
+        write = ProviderState.write
 
-        def noting(state, circuit, **changes):
-            writes.append(record(state, circuit, **changes))
+        def noting(state, changes):
+            writes.append(changes)
+            write(state, changes)
 
-        monkeypatch.setattr(ProviderState, "record", noting)
+        monkeypatch.setattr(ProviderState, "write", noting)
         handed_over(lambda alias, email: REFUSED if "d0003" in email.to[0] else ACCEPTED)
         queue_for(20)
 
         send()
 
-        assert sum(map(bool, writes)) == 2
+        assert [list(changes) for changes in writes if changes] == [["refusals"]] * 2
 
 
 @pytest.mark.django_db
