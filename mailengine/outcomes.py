@@ -1,6 +1,6 @@
 """What a try at a provider came to, and whose fault it was.
 
-An outcome is a value: the senders make it from what a backend returned or raised (`providers/classify.py`), the ledger
+An outcome is a value: the senders make it from what a backend returned or raised (`providers/classify/`), the ledger
 stores its `kind`, `code` and `detail`, and `pipeline/verdict.py` alone decides what becomes of the message.
 """
 

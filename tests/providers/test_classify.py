@@ -32,13 +32,9 @@ from urllib3 import exceptions as urllib3
 
 from mailengine.backends.smtp import Phase, set_phase
 from mailengine.outcomes import Kind, Outcome
-from mailengine.providers.classify import (
-    NOT_TO_ALL,
-    PHASE_OF_TYPE,
-    outcome_of_error,
-    outcome_of_return,
-    retry_after_seconds,
-)
+from mailengine.providers.classify import outcome_of_error, outcome_of_return, retry_after_seconds
+from mailengine.providers.classify.http import NOT_TO_ALL
+from mailengine.providers.classify.smtp import PHASE_OF_TYPE
 
 from .judgements import judgement
 
