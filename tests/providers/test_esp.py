@@ -29,7 +29,7 @@ def esp(request):
 
 @pytest.fixture
 def connection(server, esp, settings):
-    settings.MAILERS = {"esp": server.mailer(esp, timeout=1)}
+    settings.MAILERS = {"esp": server.mailer(esp, timeout=0.5)}
     connection = Connection("esp")
     yield connection
     connection.close()
@@ -89,7 +89,7 @@ def test_an_answer_that_drips_outlives_any_timeout_and_is_cut_off(server, connec
     """F-E14"""
     server.behave = in_turn(Fault.DRIP)
 
-    outcome = connection.hand_over(an_email(), until=time.monotonic() + 1.5)
+    outcome = connection.hand_over(an_email(), until=time.monotonic() + 0.5)
 
     assert outcome.kind is Kind.UNCERTAIN
     assert len(server.accepted) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 
 import pytest
@@ -15,7 +14,7 @@ from mailengine.providers.connection import Connection
 from mailengine.testing.esp_server import Answer, ESPServer, Fault, in_turn
 
 from .judgements import judgement
-from .scripted import RawServer, ScriptedHTTPServer, closes, hangs, make_certificate, resets, says
+from .scripted import RawServer, ScriptedHTTPServer, closes, hangs, resets, says
 
 HTML = "<html>No JSON here</html>"
 ALL = ["amazon_ses", "mailgun", "postmark", "resend", "sendgrid"]
@@ -305,18 +304,17 @@ def test_a_handshake_that_fails(hand_over, esp, act, words):
         assert judgement(hand_over(at_localhost(server, esp))) == words
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
 @ONE_OF_EACH_LIBRARY
 @pytest.mark.parametrize(
     ("name", "expired", "trusted"),
     [("localhost", False, False), ("localhost", True, True), ("other.example", False, True)],
     ids=["nobody's", "expired", "of another host"],
 )
-def test_a_certificate_that_will_not_do(hand_over, tmp_path, monkeypatch, esp, name, expired, trusted):
-    certificate, tls_context = make_certificate(tmp_path, name=name, expired=expired)
+def test_a_certificate_that_will_not_do(hand_over, certificate, monkeypatch, esp, name, expired, trusted):
+    path, tls_context = certificate(name, expired=expired)
     if trusted:
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
-        monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(path))
 
     with ScriptedHTTPServer(says(200), tls_context=tls_context) as server:
         assert judgement(hand_over(at_localhost(server, esp))) == "misconfigured"

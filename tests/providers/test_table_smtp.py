@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import resource
-import shutil
 import socket
 
 import pytest
@@ -15,19 +14,20 @@ from mailengine.outcomes import Kind
 from mailengine.providers.connection import Connection
 
 from .judgements import judgement
-from .scripted import Peer, ScriptedServer, closes, hangs, make_certificate, resets
+from .scripted import Peer, ScriptedServer, closes, hangs, resets
 
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
 TLS, LOGIN = {"use_tls": True}, {"username": "ann", "password": "secret"}
 LARGE = 8 * 1024 * 1024
 
 
 def an_email(*to, size=6):
-    return EmailMessage("Hello", "Hello\n" * (size // 6), "news@example.org", to or ["ann@example.org"])
+    return EmailMessage(
+        "Hello", ("Hello" * 180 + "\n") * (size // 901 + 1), "news@example.org", to or ["ann@example.org"]
+    )
 
 
 @pytest.fixture
-def sent(settings):
+def sent(settings, quick_goodbye):
     """Send one mail to a server that does this, and say what came of it."""
 
     def send(at, *, features=(), tls_context=None, email=None, **options):
@@ -349,7 +349,6 @@ def test_a_handshake_that_fails(sent, step, act, words):
     assert judgement(sent({step: after_hello(act)}, features=["STARTTLS"], **options)) == words
 
 
-@needs_openssl
 @pytest.mark.parametrize("options", [TLS, {"use_ssl": True}], ids=["STARTTLS", "TLS"])
 @pytest.mark.parametrize(
     ("name", "expired", "trusted", "words"),
@@ -361,11 +360,11 @@ def test_a_handshake_that_fails(sent, step, act, words):
     ],
     ids=["good", "nobody's", "expired", "of another host"],
 )
-def test_a_certificate(sent, tmp_path, monkeypatch, options, name, expired, trusted, words):
+def test_a_certificate(sent, certificate, monkeypatch, options, name, expired, trusted, words):
     """F-S24"""
-    certificate, tls_context = make_certificate(tmp_path, name=name, expired=expired)
+    path, tls_context = certificate(name, expired=expired)
     if trusted:
-        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        monkeypatch.setenv("SSL_CERT_FILE", str(path))
     at = {} if options is TLS else {"CONNECT": Peer.start_tls}
 
     outcome = sent(at, tls_context=tls_context, features=["STARTTLS"], host="localhost", **options)

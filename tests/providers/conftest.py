@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import functools
+import shutil
+
+import pytest
+
+from mailengine.backends import smtp
+
+from .scripted import make_certificate
+
+
+@pytest.fixture
+def quick_goodbye(monkeypatch):
+    """Who says nothing when a dialogue is over is not waited for as long as usual."""
+    monkeypatch.setattr(smtp, "GOODBYE_SECONDS", 0.3)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A function that gives the certificate for `name`: the path of its PEM, and the server's side of TLS."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+
+    @functools.cache
+    def certificate(name="localhost", *, expired=False):
+        return make_certificate(tmp_path_factory.mktemp("certificate"), name=name, expired=expired)
+
+    return certificate
