@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import django
 import pytest
 from django.db import connection
@@ -9,12 +12,20 @@ from django.db import connection
 from mailengine.testing import FakeProvider
 from mailengine.testing.clock import Clock
 
+MEMORY = Path("/dev/shm")  # noqa: S108
+
 
 @pytest.fixture(scope="session")
-def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix, tmp_path_factory):
-    """A file as SQLite's test database, one for each run: threads and processes can't share one in memory."""
-    if connection.vendor == "sqlite":
-        connection.settings_dict["TEST"]["NAME"] = str(tmp_path_factory.mktemp("database") / "test.sqlite3")
+def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix):
+    """A file as SQLite's test database, one for each run: threads and processes can't share one in their memory.
+
+    It lies in that of the system, where there is such a folder: the tests kill processes, not the machine, so no commit
+    need wait for a disk.
+    """
+    with TemporaryDirectory(prefix="mailengine-", dir=MEMORY if MEMORY.is_dir() else None) as folder:
+        if connection.vendor == "sqlite":
+            connection.settings_dict["TEST"]["NAME"] = f"{folder}/test.sqlite3"
+        yield
 
 
 @pytest.fixture

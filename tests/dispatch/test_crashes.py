@@ -150,7 +150,7 @@ def test_overlapping_runs_send_each_message_once(server, settings):
 WRITE = """
 import time
 from mailengine import queue_mail
-ends_at = time.monotonic() + 3
+ends_at = time.monotonic() + 2
 for _ in range(100):
     if time.monotonic() > ends_at:
         break
@@ -164,7 +164,7 @@ def test_writers_and_workers_at_once_hinder_nobody(server):
     writers = [processes.start("check", before=WRITE) for _ in range(4)]
     workers = []
     while any(writer.poll() is None for writer in writers):
-        workers += [processes.start("send_mail", "--max-time", "2") for _ in range(2)]
+        workers += [processes.start("send_mail", "--max-time", "1") for _ in range(2)]
         ends = [worker.communicate(timeout=60) for worker in workers[-2:]]
         assert not [err for _out, err in ends if "locked" in err or "Traceback" in err]
     ends = [writer.communicate(timeout=60) for writer in writers]
@@ -179,7 +179,7 @@ def test_writers_and_workers_at_once_hinder_nobody(server):
 
 def test_a_signal_while_a_provider_is_silent_ends_the_run_within_the_deadline_of_a_send(server, settings):
     """F-P10: what hangs after the final dot is uncertain then; the rest is given back."""
-    settings.MAILENGINE = {**settings.MAILENGINE, "SEND_DEADLINE_SECONDS": 3, "LEASE_SECONDS": 60}
+    settings.MAILENGINE = {**settings.MAILENGINE, "SEND_DEADLINE_SECONDS": 1, "LEASE_SECONDS": 60}
     server.answer = lambda step: SILENCE if step.verb == "DOT" else None
     queue_many(5)
     process = processes.start("send_mail")

@@ -135,10 +135,10 @@ def stubborn(server, settings):
     backend = "django.core.mail.backends.smtp.EmailBackend"
     options = {"host": server.host, "port": server.port, "timeout": 30}
     settings.MAILERS = {**settings.MAILERS, "relay": {"BACKEND": backend, "OPTIONS": options}}
-    settings.MAILENGINE = {**settings.MAILENGINE, "SEND_DEADLINE_SECONDS": 1, "LEASE_SECONDS": 8}
+    settings.MAILENGINE = {**settings.MAILENGINE, "SEND_DEADLINE_SECONDS": 0.5, "LEASE_SECONDS": 4}
 
     def dawdle(_mail):
-        server.delay_seconds = 4 if len(server.accepted) == 1 else 0.5
+        server.delay_seconds = 2 if len(server.accepted) == 1 else 0.25
 
     server.on_accepted = dawdle
     return server
