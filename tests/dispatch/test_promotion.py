@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from threading import Event
 from uuid import uuid4
@@ -109,6 +110,12 @@ def queue_for(count: int, **options) -> list[Message]:
     return [queue(f"u@d{number:04d}.example", **options) for number in range(count)]
 
 
+def result(outcome, number):
+    """What a handover came to that took no time, to a domain of this number."""
+    now = timezone.now()
+    return Result("relay", outcome, "bulk", False, f"u@d{number}.example", uuid4(), begun_at=now, ended_at=now)
+
+
 def run(command="send_mail", **options):
     try:
         send(command, **options)
@@ -177,16 +184,34 @@ class TestProvider:
         configure()
         health = Health(get_settings())
         health.refresh()
-        ids, now = [uuid4() for _ in range(8)], timezone.now()
-        results = [
-            Result("relay", REFUSED, "bulk", False, f"u@d{number}.example", ids[number], begun_at=now, ended_at=now)
-            for number in range(8)
-        ]
+        results = [result(REFUSED, number) for number in range(8)]
 
         judgement = health.note(results)
 
         assert {outcome.kind for outcome in judgement.outcomes} == {Kind.MISCONFIGURED}
-        assert judgement.put_back == {"relay": set(ids[:5])}
+        assert judgement.put_back == {"relay": {each.message_id for each in results[:5]}}
+
+    def test_acceptances_from_before_close_the_circuit_but_what_is_refused_then_is_still_ours(self, configure):
+        configure()
+        health = Health(get_settings())
+        health.refresh()
+        before, refused = timezone.now(), [result(REFUSED, number) for number in range(5)]
+        health.note(refused)
+        health.note([replace(result(ACCEPTED, number), begun_at=before) for number in range(2)])
+        assert not ProviderState.objects.get().is_open
+
+        judgement = health.note(refused[:1])
+
+        assert [outcome.kind for outcome in judgement.outcomes] == [Kind.MISCONFIGURED]
+        assert ProviderState.objects.get().is_open
+
+    def test_an_acceptance_by_a_healthy_provider_asks_the_database_nothing(self, configure, django_assert_num_queries):
+        configure()
+        health = Health(get_settings())
+        health.refresh()
+
+        with django_assert_num_queries(0):
+            health.note([result(ACCEPTED, number) for number in range(8)])
 
     def test_relay_denied_spends_no_attempt_after_all(self, handed_over):
         handed_over(lambda alias, email: RELAY_DENIED)
@@ -316,9 +341,7 @@ class TestProvider:
 
         assert dispatch_slice().outcomes == {}
 
-    def test_only_a_refusal_or_the_end_of_a_streak_writes_the_provider_s_row(
-        self, handed_over, django_assert_num_queries, monkeypatch
-    ):
+    def test_only_a_refusal_or_the_end_of_a_streak_writes_the_provider_s_row(self, handed_over, monkeypatch):
         writes = []
         write = ProviderState.write
 
