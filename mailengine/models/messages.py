@@ -27,6 +27,7 @@ from .content import Content
 from .fields import JSONField
 from .indexes import OpenIndex
 from .jobs import MessageJob
+from .locks import limit_lock_waits
 from .workers import Worker
 
 if TYPE_CHECKING:
@@ -182,6 +183,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
         Whatever their state is: a late result, too, is entered in a row that nobody else can begin meanwhile. Nothing
         else of them is loaded: while a lease lasts, its holder knows the rest from the claim.
         """
+        limit_lock_waits(self.db)
         rows = self.filter(pk__in=ids).order_by("id").only("lease")
         return {row.pk: row for row in rows.annotate(now=db_now()).select_for_update()}
 
@@ -290,9 +292,10 @@ class MessageQuerySet(models.QuerySet["Message"]):
         return self.filter(pk__in=ids, lease__in=[lease.id for lease in leases])._release()
 
     def release_all(self, worker: Worker) -> int:
-        """Give back whatever this worker has claimed and not begun."""
+        """Give back whatever this worker has claimed and not begun. To be called in a transaction."""
         from .attempts import Attempt
 
+        limit_lock_waits(self.db)
         begun = Attempt.objects.open().filter(message=OuterRef("pk"))
         return self.filter(~Exists(begun), worker=worker)._release()
 

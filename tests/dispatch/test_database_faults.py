@@ -312,6 +312,39 @@ def test_a_lock_that_is_held_for_longer_than_a_statement_waits_is_waited_for_nev
     assert report.outcomes == {"sent": 3}
 
 
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="the other databases have a limit of their own")
+@pytest.mark.parametrize("step", ["Begin", "release"])
+def test_a_lock_that_nobody_lets_go_is_not_waited_for_without_end(configure, handed_over, monkeypatch, caplog, step):
+    """F-D02: PostgreSQL keeps the locks of a client whose host is gone; a run sees to its other duties meanwhile."""
+    monkeypatch.setattr("mailengine.models.locks.LONGEST_LOCK_WAIT_SECONDS", 0.2)
+    configure(CONNECTIONS=1)
+    handed_over(lambda alias, email: Outcome(Kind.ACCEPTED))
+    queue_many(3)
+    stop = threading.Event()
+    with raw_connection() as gone:
+
+        def lock():
+            execute(gone, "BEGIN")
+            execute(gone, "SELECT id FROM mailengine_message FOR UPDATE")
+
+        def let_go():
+            try:
+                wait_for(lambda: failures(caplog) >= 2)
+            finally:
+                execute(gone, "COMMIT")
+
+        at(monkeypatch, "mailengine.pipeline.senders:Team.send", stop.set)
+        locked_at = {"Begin": "senders:Team.send", "release": "dispatch:Dispatcher._give_back"}[step]
+        at(monkeypatch, f"mailengine.pipeline.{locked_at}", lock)
+        watch = in_a_thread(let_go)
+
+        dispatch_slice(stop=stop)
+        watch.join()
+
+    assert failures(caplog) >= 2
+    assert statuses() == {"sent": 1, "queued": 2}
+
+
 @servers_only
 def test_a_deadlock_ends_no_run(configure, handed_over, monkeypatch, caplog):
     """The worker has locked the message and wants the provider's row; somebody else has it the other way round."""

@@ -182,7 +182,7 @@ def test_a_message_that_a_person_requeued_is_not_settled_late(clock):
 def test_held_rows_say_what_they_are_now_and_what_time_it_is(django_assert_num_queries):
     lease, (first, second) = new_lease(), make_messages(2)
     claim(lease, limit=1)
-    with django_assert_num_queries(1):
+    with django_assert_num_queries(2 if connection.vendor == "postgresql" else 1):  # one for the limit of its wait
         rows = Message.objects.held([first.pk, second.pk])
     assert (rows[first.pk].lease, rows[second.pk].lease) == (lease.id, None)
     assert abs((rows[first.pk].now - now()).total_seconds()) < 5
