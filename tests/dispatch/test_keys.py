@@ -179,7 +179,7 @@ def test_a_hundred_that_were_accepted_and_lost_arrive_once(resend, settings, clo
 
     with ESPServer(behave=behave) as esp:
         settings.MAILERS = {**settings.MAILERS, "resend": esp.mailer("resend")}
-        settings.MAILENGINE = {**settings.MAILENGINE, "PROVIDERS": {"resend": {}}}
+        settings.MAILENGINE = {**settings.MAILENGINE, "PROVIDERS": {"resend": {}}, "UNHEALTHY_THRESHOLD": 1000}
         queue_many(100)
         for _ in range(100):
             run()
