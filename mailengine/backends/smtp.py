@@ -11,9 +11,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from email import encoders
+from email.generator import BytesGenerator
 from email.policy import SMTP as SMTP_POLICY
 from email.utils import parseaddr
 from enum import Enum
+from io import BytesIO
 from typing import Any, BinaryIO
 
 import django
@@ -39,6 +41,8 @@ _SEVEN_BIT = SMTP_POLICY.clone(cte_type="7bit")
 _NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or the final dot waits for the ACK of what went before it
 _CUT_OFF = (smtplib.SMTPServerDisconnected, ConnectionError, TimeoutError, ssl.SSLError)
 """What comes of a socket that was shut down; and of others, but then the time isn't over."""
+PIECE = 100_000
+"""So many characters of a part at least are written at a time."""
 _LEADING_DOT = re.compile(rb"^\.", re.MULTILINE)
 
 
@@ -186,15 +190,28 @@ def render(email: EmailMessage) -> bytes:
     We never ask for 8BITMIME, so mail must not depend on it; and the same email gives the same bytes at each server.
     """
     if MODERN_MAIL:
-        content = email.message(policy=_SEVEN_BIT).as_bytes()
+        message = email.message(policy=_SEVEN_BIT)
     else:
         message = email.message()
         for part in message.walk():
             if str(part["Content-Transfer-Encoding"]).lower() == "8bit" and not part.is_multipart():
                 del part["Content-Transfer-Encoding"]
                 encoders.encode_quopri(part)
-        content = message.as_bytes(linesep="\r\n")  # type: ignore[call-arg]
+    with BytesIO() as file:
+        _Generator(file, mangle_from_=False, policy=message.policy).flatten(message, linesep="\r\n")
+        content = file.getvalue()
     return content if content.endswith(b"\r\n") else content + b"\r\n"
+
+
+class _Generator(BytesGenerator):
+    """Python's, which would make a list of all lines of a part: for a large file, twice its size in memory."""
+
+    def _write_lines(self, lines: str) -> None:
+        start = 0
+        while start < len(lines):
+            end = lines.find("\n", start + PIECE) + 1 or len(lines)
+            super()._write_lines(lines[start:end])  # type: ignore[misc]  # private, and so since Python 3.3
+            start = end
 
 
 def _send_deadline() -> Deadline:
