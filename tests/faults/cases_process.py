@@ -6,8 +6,6 @@ import signal
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
-from pathlib import Path
 from random import Random
 
 from django.db.models import Count
@@ -19,22 +17,21 @@ from mailengine.models.messages import MessageQuerySet
 from .case import POSTGRESQL, Missed, case
 from .points import BEGUN, CLAIMED, COMPOSED, ENDING, KILL, SETTLED, THROUGH, at
 from .sinks import Fuse, Pause, Step, freeze_worker, kill_worker
-from .workers import Worker
 from .world import UNHURRIED, World
 
 KILLS = 20
 """In one run, each at another instant."""
 
 
-@case("F-P01", "kill -9 after the claim, before Begin", quick=True)
+@case("F-P01", "kill -9 after the claim, before Begin")
 def killed_after_the_claim(world: World, random: Random) -> None:
     """No attempt is made for what it had claimed, and none is spent."""
     # A lease long enough that no message is claimed by the first victims and the last: it would look like poison.
-    world.configure(CONNECTIONS=1, CLAIM_BATCH=50, LEASE_SECONDS=3 if world.is_quick else 10)
+    world.configure(CONNECTIONS=1, CLAIM_BATCH=20, LEASE_SECONDS=10)
     world.smtp()
-    world.queue(110 if world.is_quick else 1_000)
-    for _ in world.times(KILLS // 4, quick=1):
-        crew = [world.worker(before=at(random.choice([CLAIMED, COMPOSED]), KILL)) for _ in world.times(4)]
+    world.queue(20 * KILLS)
+    for _ in range(KILLS // 4):
+        crew = [world.worker(before=at(random.choice([CLAIMED, COMPOSED]), KILL)) for _ in range(4)]
         for worker in crew:
             world.until_killed(worker)
     world.configure(CLAIM_BATCH=4)
@@ -63,14 +60,13 @@ def killed_in_the_dialogue(world: World, random: Random) -> None:
     fuses = {step: Fuse() for step in steps}
     for step, fuse in fuses.items():
         sink.on(step, kill_worker, when=fuse)
-    for number in world.times(3 * len(steps), quick=3):
-        step = random.choice(steps) if world.is_quick else steps[number % len(steps)]
+    for step in steps * 3:
         world.queue(5)
         fuses[step].light(random.randint(1, 5) if step in {Step.MAIL, Step.RCPT, Step.DATA} else 1)
         world.until_killed(world.worker("send_mail"))
 
 
-@case("F-P03", "kill -9 in the middle of the body", quick=True)
+@case("F-P03", "kill -9 in the middle of the body")
 def killed_in_the_body(world: World, random: Random) -> None:
     """As much of it as the buffers of both hosts hold arrives, and without its final dot no server may keep it."""
     world.configure(CONNECTIONS=1)
@@ -267,9 +263,9 @@ def overlapping_runs(world: World, random: Random) -> None:
     world.configure(**UNHURRIED)
     sink = world.smtp()
     sink.on(Step.DOT, Pause(0.05))
-    world.queue(40 if world.is_quick else 400)
+    world.queue(400)
     crew = []
-    for _ in world.times(10, quick=4):
+    for _ in range(10):
         crew.append(world.worker("send_mail"))
         time.sleep(random.uniform(0, 0.3))
     assert [worker.wait() for worker in crew] == [0] * len(crew)
@@ -347,14 +343,9 @@ class _MemoryKiller:
     def _watch(self) -> None:
         while not self._stop.wait(0.002):
             for worker in list(self.world.workers):
-                if worker.is_alive and worker.pid and self._used_bytes(worker) > self.most_bytes:
+                if worker.is_alive and worker.pid and worker.used_bytes > self.most_bytes:
                     worker.kill()
                     worker.wait()
-
-    def _used_bytes(self, worker: Worker) -> int:
-        with suppress(OSError, ValueError, IndexError):
-            return int(Path(f"/proc/{worker.pid}/statm").read_text().split()[1]) * 4_096
-        return 0
 
 
 @case(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from random import Random
 from typing import Any
@@ -18,6 +18,12 @@ THRESHOLD = 3
 """Bad rounds until a circuit opens."""
 AT_ONCE = THRESHOLD + SHORT["CONNECTIONS"] - 1
 """Handovers that may have begun before it is open: B + C - 1."""
+
+IN_DOUBT: dict[str, Any] = {
+    "duplicates": "1 for each mail taken in doubt: 3 + C - 1 until its circuit is open, then 1 a probe",
+    "bound": lambda run: run.faults,
+}
+"""Options of a case in which servers take mail and nobody is told."""
 
 Play = Callable[[World, Random], None]
 
@@ -37,6 +43,12 @@ def provider_case(code: str, title: str, *, deadline_seconds: float = 5.0, **opt
         return case(code, title, **options)(in_peace)
 
     return register
+
+
+def a_stream_for_each(world: World, aliases: Iterable[str], *, backup: bool) -> None:
+    """Streams of these providers' names, whose mail goes there, or else to the provider `backup`."""
+    after = ["backup"] if backup else []
+    world.configure(STREAMS={alias: {"PROVIDERS": [alias, *after]} for alias in aliases})
 
 
 def run_until(world: World, condition: Callable[[], bool], *, workers: int = 1, seconds: float = 60) -> list[int]:

@@ -1,9 +1,10 @@
-"""A TCP proxy to put in front of a database or a sink: it cuts, stalls, delays, or loses one direction."""
+"""A TCP proxy to put in front of a database or a sink: it cuts, stalls or delays."""
 
 from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import suppress
 from types import TracebackType
 
@@ -11,13 +12,12 @@ from types import TracebackType
 class Proxy:
     """Passes bytes on between a port of its own on 127.0.0.1 and another server's, up within the `with` block.
 
-    `to_server` and `to_client` are the two directions: `proxy.to_client.lose()` lets answers vanish.
+    `to_server` and `to_client` are the two directions: `proxy.to_client.delay_seconds = 1` lets answers come late.
     """
 
     def __init__(self, port: int) -> None:
         self.target_port = port
         self.to_server, self.to_client = Direction(), Direction()
-        self.connection_count = 0
         self.refuses = False
         """Whether new connections are dropped at once."""
         self._sockets: set[socket.socket] = set()
@@ -65,7 +65,6 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:  # it was closed
                 return
-            self.connection_count += 1
             server = None
             if not self.refuses:
                 with suppress(OSError):
@@ -89,8 +88,8 @@ class Proxy:
     def _pass_on(self, source: socket.socket, sink: socket.socket, direction: Direction) -> None:
         with suppress(OSError):
             while data := source.recv(65_536):
-                if direction.lets_through(data):
-                    sink.sendall(data)
+                direction.hold_up()
+                sink.sendall(data)
         self._sockets.discard(source)
         for sock in (source, sink):
             with suppress(OSError):
@@ -103,32 +102,18 @@ class Direction:
     def __init__(self) -> None:
         self.delay_seconds = 0.0
         """How late each piece arrives."""
-        self.cut_at: bytes = b""
-        """With some bytes: the piece that has them is lost, and its connection cut."""
-        self.was_cut = threading.Event()
-        """Whether `cut_at` was met."""
-        self._is_losing = False
         self._is_open = threading.Event()
         self._is_open.set()
 
     def stall(self) -> None:
         self._is_open.clear()
 
-    def lose(self) -> None:
-        """Let what comes vanish."""
-        self._is_losing = True
-
     def heal(self) -> None:
-        self.delay_seconds, self.cut_at, self._is_losing = 0.0, b"", False
+        self.delay_seconds = 0.0
         self._is_open.set()
 
-    def lets_through(self, data: bytes) -> bool:
-        """Whether this piece goes on, once it may; ConnectionAbortedError where the connection is to be cut."""
+    def hold_up(self) -> None:
+        """Wait until a piece may go on."""
         if self.delay_seconds:
-            threading.Event().wait(self.delay_seconds)
+            time.sleep(self.delay_seconds)
         self._is_open.wait()
-        if self.cut_at and self.cut_at in data:
-            self.cut_at = b""
-            self.was_cut.set()
-            raise ConnectionAbortedError("cut, as told")
-        return not self._is_losing

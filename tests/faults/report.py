@@ -12,7 +12,7 @@ from typing import Any
 
 import django
 
-from .case import CASES, GROUPS, MARIADB, POSTGRESQL, SQLITE, Case, NotBuilt
+from .case import GROUPS, MARIADB, POSTGRESQL, SQLITE, Case, NotBuilt
 
 COLUMNS = ("case", "fault", "messages", "faults", "lost", "duplicates", "at most", "stuck")
 NAMES = {POSTGRESQL: "PostgreSQL", MARIADB: "MariaDB", SQLITE: "SQLite"}
@@ -76,10 +76,8 @@ class Result:
 
 
 def in_order(results: Sequence[Result]) -> list[Result]:
-    """By group, and as they stand in their module."""
-    return sorted(
-        results, key=lambda result: (list(GROUPS).index(result.case.group), list(CASES).index(result.case.code))
-    )
+    """By group and code."""
+    return sorted(results, key=lambda result: (list(GROUPS).index(result.case.group), result.case.code))
 
 
 def as_lines(results: Sequence[Result], missing: Sequence[NotBuilt]) -> Iterator[str]:

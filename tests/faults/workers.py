@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -133,6 +135,13 @@ class Worker:
         assert self.returncode is not None
         return self.returncode
 
+    @property
+    def used_bytes(self) -> int:
+        """Its resident memory; 0 when it has ended."""
+        with suppress(OSError, ValueError, IndexError):  # it has ended just now
+            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * 4_096
+        return 0
+
     def holds_port(self, inodes: set[str]) -> bool:
         """Whether one of its sockets is among these."""
         try:
@@ -146,6 +155,27 @@ class Worker:
             os.killpg(self.pid, number)
         except ProcessLookupError:
             return
+
+
+class MemoryWatch:
+    """Looks at the memory of a worker, from its birth to its end."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.samples: list[int] = []
+        """Resident bytes, every fiftieth of a second."""
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    @property
+    def peak_mb(self) -> float:
+        return max(self.samples) / 1e6
+
+    def _watch(self) -> None:
+        while self.worker.is_alive:
+            used = self.worker.used_bytes
+            self.samples += [used] if used else []
+            time.sleep(0.02)
 
 
 def at_port(workers: list[Worker], port: int) -> Worker:
