@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from uuid import UUID
 
 import pytest
@@ -12,7 +12,7 @@ from mailengine.models import ProviderState
 from mailengine.outcomes import Kind, Outcome
 from mailengine.pipeline.rounds import Result, effect_of
 
-NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+NOON = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
 POLICY = Policy()
 CLOSED = {"alias": "relay"}
 OPEN = {**CLOSED, "is_open": True, "bad_rounds": 3, "opened_at": NOON - timedelta(hours=1), "probe_at": NOON}
