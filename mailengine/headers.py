@@ -27,9 +27,9 @@ def header_text(what: str, value: object) -> str:
 
     Raises `InvalidMail` for what could end the header or begin another, and for what no line can hold.
     """
-    text = one_line(what, value).strip()
+    text = checked_line(what, value).strip()
     if ENCODED_WORD.search(text):
-        text = one_line(what, decoded(what, text)).strip()
+        text = checked_line(what, decoded(what, text)).strip()
     if any(len(word[0]) > LONGEST_WORD for word in WORD.finditer(text)):
         raise InvalidMail(
             f"{what} has more than {LONGEST_WORD} characters without a space, too many for a line: {text[:80]!r}…"
@@ -38,7 +38,7 @@ def header_text(what: str, value: object) -> str:
     return text
 
 
-def one_line(what: str, value: object) -> str:
+def checked_line(what: str, value: object) -> str:
     """`value` as text, as it is. Raises `InvalidMail` for line breaks and control characters."""
     text = as_text(what, value)
     if UNSAFE.search(text):

@@ -33,7 +33,7 @@ from ..models import IdempotencyKey, MessageJob
 from ..pipeline.audience import Size, find_audience
 from ..pipeline.draft import Draft, draft_of, rendered
 from ..pipeline.enqueue import queue_job, source_of
-from ..pipeline.merge import Field, compile_words
+from ..pipeline.merge import Field, compile_template
 from .figures import grouped, recipients_in_words
 from .preview import preview_response
 
@@ -85,7 +85,7 @@ class Update:
     def fields(self) -> list[str]:
         """The merge fields of the mail, in alphabetical order."""
         words = (self.draft.subject, self.draft.text, self.draft.html)
-        return sorted(frozenset().union(*(compile_words(text).fields for text in words)))
+        return sorted(frozenset().union(*(compile_template(text).fields for text in words)))
 
 
 class SendEmailUpdateMixin(_ModelAdmin):
@@ -258,7 +258,7 @@ class SendEmailUpdateMixin(_ModelAdmin):
         draft = draft_of(email)
         # An audience brings merge data only when it is expanded; a broken field found then would stop every mail.
         for words in (draft.subject, draft.text, draft.html):
-            compile_words(words)
+            compile_template(words)
         get_settings().stream(self.update_stream)
         return draft
 
@@ -308,7 +308,7 @@ def shown(text: str) -> str:
     """A text of the mail as an editor reads it best: defaults in the place of merge fields, else `{{ name }}`."""
     return "".join(
         (part.default or f"{{{{ {part.name} }}}}") if isinstance(part, Field) else part
-        for part in compile_words(text).parts
+        for part in compile_template(text).parts
     )
 
 

@@ -16,7 +16,7 @@ from django.utils.functional import Promise
 
 from ..addresses import Address, parse_address, split_addresses
 from ..errors import InvalidAddress, InvalidMail
-from ..headers import UNSTORABLE, as_text, header_text, one_line
+from ..headers import UNSTORABLE, as_text, checked_line, header_text
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,75}")
 _KNOWN_BY_DJANGO = {"Cc", "From", "Reply-To", "To"}
@@ -106,7 +106,7 @@ def checked_address(what: str, item: object) -> Address:
 def _header(name: str, value: object) -> str:
     what = f"the header {name}"
     if name.title() in _ADDRESSES:
-        text = one_line(what, value).strip()
+        text = checked_line(what, value).strip()
         return text if _NOBODY.fullmatch(text) else _address_list(what, text)
     text = header_text(what, value)
     if name.title() == "Message-Id" and not _MESSAGE_ID.fullmatch(text):

@@ -30,7 +30,7 @@ from ..models import Attachment, Content, ContentFile, Message
 from .checked import checked_address, checked_headers, checked_text, listed
 from .extras import ANYMAIL_ATTRIBUTES, checked_extras
 from .files import checked_filename, checked_mimetype
-from .merge import compile_words, render_header
+from .merge import compile_template, render_header
 
 ID_HEADER = "X-Mailengine-Id"
 
@@ -166,9 +166,9 @@ def _merged(content: Content, data: Mapping[str, object] | None) -> tuple[str, s
     if data is None:
         return content.subject, content.text, content.html
     return (
-        render_header(compile_words(content.subject), data),
-        compile_words(content.text).render(data, html=False),
-        compile_words(content.html).render(data, html=True),
+        render_header(compile_template(content.subject), data),
+        compile_template(content.text).render(data, html=False),
+        compile_template(content.html).render(data, html=True),
     )
 
 

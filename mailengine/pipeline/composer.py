@@ -18,6 +18,7 @@ from ..models import Attachment, Message, MessageJob
 from ..models.content import attachment_storage
 from ..models.messages import POISON_CLAIMS, Status, Verdict
 from ..outcomes import one_line
+from ..providers.classify.errors import text_of
 from .alerts import Alert
 from .compose import NoSender, Words, compose, load_words
 from .health import Health
@@ -93,7 +94,7 @@ class Composer:
         except OSError as error:
             item.verdict = self._later(message, f"the storage of attachments does not answer: {error}")
         except (InvalidMail, ValueError, TypeError, LookupError) as error:
-            item.verdict = self._failed(message, f"invalid: it can't be composed: {_text_of(error)}")
+            item.verdict = self._failed(message, f"invalid: it can't be composed: {text_of(error)}")
         # Composing runs code that is anybody's, and takes memory: neither may end the run for the messages behind.
         except Exception as error:
             if isinstance(error, DatabaseFault) and passes(error):
@@ -118,7 +119,7 @@ class Composer:
 
     def _strike(self, message: Message, error: Exception) -> Verdict:
         """It counts as if its worker had died of it: tried again, the last time alone, then it is set aside."""
-        problem = ": ".join(part for part in (type(error).__name__, _text_of(error)) if part)
+        problem = ": ".join(part for part in (type(error).__name__, text_of(error)) if part)
         problem = one_line(problem, length=REASON_LENGTH)
         is_exhaustion = isinstance(error, MemoryError | RecursionError)
         if is_exhaustion:
@@ -214,9 +215,3 @@ def _storage_has_files() -> bool:
     with suppress(Exception):  # anybody's code; one that fails is away
         return any(storage.exists(name) for name in latest)
     return False
-
-
-def _text_of(error: Exception) -> str:
-    with suppress(Exception):  # anybody's __str__
-        return str(error)
-    return ""

@@ -46,7 +46,7 @@ logger = logging.getLogger("mailengine.dispatch")
 HEARTBEAT_SECONDS = 10.0
 WAIT_SECONDS = 0.2
 """How long the loop waits for a handover to end before it looks at the clock and the stop event again."""
-TOO_LATE = Outcome(
+BEGUN_TOO_LATE = Outcome(
     Kind.UNAVAILABLE, code="too late", detail="its lease ran out before its begin was durable", is_local=True
 )
 NEVER_SENT = Outcome(
@@ -175,7 +175,8 @@ class Dispatcher:
         begun_at = time.monotonic()
         with transaction.atomic(using=self.using):
             self.health.refresh()
-            concerned = [item.message.pk for item in (*self.stock, *(item for item, _outcome in turn.ended))]
+            ready = [item for item in self.stock if item.is_ready]
+            concerned = [item.message.pk for item in (*ready, *(item for item, _outcome in turn.ended))]
             rows = Message.objects.held(concerned) if concerned else {}
             returned_count = self.ledger.given_back.total()
             self._settle(turn, rows)
@@ -231,7 +232,7 @@ class Dispatcher:
     def _hand_over(self, item: Item, *, begun_at: float) -> None:
         """Give it to a sender, unless the commit took so long that the lease could end before the handover does."""
         if not item.lease.is_trusted:
-            self.ended.append((item, TOO_LATE))
+            self.ended.append((item, BEGUN_TOO_LATE))
             return
         until = begun_at + self.settings.send_deadline_seconds
         self.team.send(item, _composed(item), item.provider, until=until, key=item.key)

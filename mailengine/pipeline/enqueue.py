@@ -23,12 +23,12 @@ from ..addresses import parse_address, split_addresses
 from ..clock import read_now
 from ..conf import get_settings
 from ..errors import InvalidAddress, InvalidMail
-from ..headers import UNSTORABLE, one_line
+from ..headers import UNSTORABLE, checked_line
 from ..models import IdempotencyKey, JobRecipients, Message, MessageJob, Priority
 from .audience import find_audience
 from .checked import checked_json, checked_mapping, listed
 from .draft import Draft, Recipient, draft_of, recipients_of, rendered
-from .merge import compile_words
+from .merge import compile_template
 from .outage import persist
 
 YEARS = range(1970, 9_999)
@@ -244,7 +244,7 @@ def store_message(
 def check_merge_fields(*words: str) -> None:
     """Raise `InvalidMail` for what isn't a merge field but looks like one."""
     for text in words:
-        compile_words(text)
+        compile_template(text)
 
 
 def email_of(
@@ -380,4 +380,4 @@ def source_of(source: models.Model | str | None) -> str:
     """What a job's row says that it was made from: "app.model:pk" of an object."""
     if isinstance(source, models.Model):
         return f"{source._meta.label_lower}:{source.pk}"
-    return "" if source is None else one_line("source", source)[:200]
+    return "" if source is None else checked_line("source", source)[:200]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import InvalidMail
-from ..headers import one_line
+from ..headers import checked_line
 from .checked import checked_address, checked_headers, checked_mapping, checked_text, listed
 from .files import checked_mimetype
 
@@ -60,23 +60,23 @@ def _check_tags(what: str, value: Any) -> None:
     for tag in listed(what, value):
         if not isinstance(tag, str):
             raise InvalidMail(f"{what} holds {tag!r:.80}. Give text.")
-        one_line(what, tag)
+        checked_line(what, tag)
 
 
 def _check_metadata(what: str, value: Any) -> None:
     # Many providers put it into headers.
     for name, item in checked_mapping(what, value).items():
-        one_line(f"a name in {what}", name)
+        checked_line(f"a name in {what}", name)
         _check_lines(f"{what}[{name!r:.80}]", item)
 
 
 def _check_lines(what: str, value: Any) -> None:
     """No text within `value` has more than one line, however deep it is."""
     if isinstance(value, str):
-        one_line(what, value)
+        checked_line(what, value)
     elif isinstance(value, dict):
         for name, item in value.items():
-            one_line(f"a name in {what}", name)
+            checked_line(f"a name in {what}", name)
             _check_lines(what, item)
     elif isinstance(value, list):
         for item in value:

@@ -41,7 +41,7 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Words:
+class Template:
     """A text taken apart at its merge fields: literal parts and fields, in their order."""
 
     parts: tuple[str | Field, ...]
@@ -57,7 +57,7 @@ class Words:
 
 
 @lru_cache(maxsize=64)
-def compile_words(text: str) -> Words:
+def compile_template(text: str) -> Template:
     """The merge fields of a text. `{% ... %}` has no meaning here and stays as it is.
 
     Raises InvalidMail for any `{{` that doesn't begin a merge field: better now than in everybody's mail.
@@ -74,18 +74,18 @@ def compile_words(text: str) -> Words:
         position = field.end()
     if position < len(text):
         parts.append(text[position:])
-    return Words(tuple(parts))
+    return Template(tuple(parts))
 
 
-def render_header(words: Words, data: Mapping[str, object]) -> str:
+def render_header(template: Template, data: Mapping[str, object]) -> str:
     """The text for a header. Raises InvalidMail for a value that could begin another header; it is named, not shown."""
-    for part in words.parts:
+    for part in template.parts:
         if isinstance(part, Field) and UNSAFE.search(part.value_in(data) or ""):
             raise InvalidMail(
                 f"{{{{ {part.name} }}}} brings a line break or control character into a header."
                 " Remove it from the merge data."
             )
-    return header_text("the subject with its merge data", words.render(data, html=False))
+    return header_text("the subject with its merge data", template.render(data, html=False))
 
 
 def _fill(field: Field, data: Mapping[str, object], *, html: bool) -> str:

@@ -26,7 +26,7 @@ request that got lost."""
 
 _STILL_USABLE = re.compile(r"HTTP \d|4\d\d|5[1-9]\d")
 """Codes of proper answers; after 50x an SMTP server and we are out of step."""
-TOO_LATE = Outcome(Kind.UNAVAILABLE, code="deadline", is_local=True)
+TIME_WAS_OVER = Outcome(Kind.UNAVAILABLE, code="deadline", is_local=True)
 _LEFT_BY_A_BACKEND = ("anymail_status", "mailengine_refusals", "mailengine_sha256")
 
 
@@ -49,7 +49,7 @@ class Connection:
         if until is None:
             until = time.monotonic() + get_settings().send_deadline_seconds
         if time.monotonic() >= until:
-            return replace(TOO_LATE, detail="Its time was over before anything was sent.")
+            return replace(TIME_WAS_OVER, detail="Its time was over before anything was sent.")
         with Deadline(until) as deadline:
             if self._backend is not None and time.monotonic() - self._used_at > IDLE_SECONDS:
                 self.close()

@@ -50,6 +50,7 @@ def is_of(error: BaseException, class_name: str) -> bool:
 
 
 def text_of(error: BaseException) -> str:
+    """What it says; nothing, where saying it fails."""
     with suppress(Exception):  # anybody's __str__
         return str(error)
     return ""
