@@ -32,9 +32,9 @@ def objection_to(
         if was_uncertain:
             return back(message, "its job is paused", now=message.now, settings=settings)
         return Verdict(Status(message.claimed_from), "its job is paused", available_at=None)
-    if was_uncertain and message.provider not in settings.providers:
-        return Verdict(Status.UNCERTAIN, f"its provider {message.provider!r} is no longer configured; {KEPT}")
     must_stay = was_uncertain and message.priority > Priority.URGENT  # urgent mail may go by another
+    if must_stay and message.provider not in settings.providers:
+        return Verdict(Status.UNCERTAIN, f"its provider {message.provider!r} is no longer configured; {KEPT}")
     if must_stay and message.provider not in settings.aliases_for(message.stream):
         reason = f"its provider {message.provider!r} carries no {message.stream} mail any more; {KEPT}"
         return Verdict(Status.UNCERTAIN, reason)

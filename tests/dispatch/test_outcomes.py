@@ -477,6 +477,22 @@ class TestUncertain:
 
         assert ledger(message)[-1] == ("spare", "accepted")
 
+    @pytest.mark.parametrize(("priority", "last"), [(Priority.URGENT, "spare"), (Priority.NORMAL, "relay")])
+    def test_when_its_provider_is_gone_only_urgent_mail_goes_by_another(
+        self, configure, provider, clock, priority, last
+    ):
+        configure({"relay": {"script": ["uncertain"]}, "spare": {}})
+        message = queue(priority=priority)
+        send()
+        configure({"spare": {}})
+        clock.advance(hours=1)
+
+        send()
+
+        message.refresh_from_db()
+        assert ledger(message)[-1][0] == last
+        assert message.status == "sent" or "is no longer configured" in message.reason
+
     def test_one_that_expires_is_kept_for_a_person(self, configure, provider, clock):
         configure({"relay": {"script": ["uncertain"]}})
         message = queue(expires_at=timezone.now() + timedelta(minutes=1))
