@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db import Error as DatabaseFault
 from django.db import connections, router, transaction
@@ -19,16 +20,19 @@ from ..clock import read_now
 from ..errors import InvalidAddress, InvalidMail, UnknownAudience
 from ..models import Message, MessageJob
 from ..models.jobs import PROBLEMS_KEPT
+from ..models.locks import limit_lock_waits
 from .audience import find_audience
 from .checked import checked_json
 from .enqueue import PIECE, check_merge_fields
-from .outage import may_try_again, one_line_of, passes, persist, sleep, waits
+from .outage import one_line_of, passes, persist
 
 logger = logging.getLogger("mailengine.expand")
 
 FOLLOW_BATCH = 1_000
 TRIES = 6
-"""For one piece of a job: 3 seconds, after which an audience whose own database is away holds up the others no more."""
+"""To read on: 3 seconds, after which an audience whose own database is away holds up the others no more."""
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -50,7 +54,7 @@ class ExpansionReport:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.jobs or self.followed or self.jobs_done)
+        return not (self.jobs or self.paused or self.followed or self.jobs_done)
 
     def as_dict(self) -> dict[str, Any]:
         return {**vars(self), "seconds": round(self.seconds, 3)}
@@ -74,6 +78,10 @@ class Sorted:
     problems: list[dict[str, Any]] = field(default_factory=list)
 
 
+class AudienceAway(Exception):  # noqa: N818  what it says is no error of ours
+    """An audience's own database did not let it go on."""
+
+
 def expand_jobs(
     *,
     max_time: float | None = 50,
@@ -83,161 +91,141 @@ def expand_jobs(
 ) -> ExpansionReport:
     """Make the messages of all due jobs, the most urgent first, for at most `max_time` seconds and `limit` messages.
 
-    A job is taken up where it was left; two runs on one job hinder each other, and double nothing.
+    A job is taken up where it was left; two runs on one job hinder each other, and double nothing. A database that is
+    away is waited for within that time.
     """
-    started_at = time.monotonic()
-    ends_at = None if max_time is None else started_at + max_time
-    report, stop = ExpansionReport(), stop or Event()
+    ends_at = float("inf") if max_time is None else time.monotonic() + max_time
+    return Expander(ends_at, limit, stop or Event(), on_progress).run()
 
-    def must_stop() -> bool:
-        if stop.is_set():
-            report.stopped = "signal"
-        elif ends_at is not None and time.monotonic() >= ends_at:
-            report.stopped = "max_time"
-        elif limit is not None and report.messages >= limit:
-            report.stopped = "limit"
+
+@dataclass
+class Expander:
+    """One run over the due jobs."""
+
+    ends_at: float
+    limit: int | None
+    stop: Event
+    on_progress: Callable[[ExpansionReport], None] | None
+    report: ExpansionReport = field(default_factory=ExpansionReport)
+    using: str = field(default_factory=lambda: router.db_for_write(Message))
+    _failures: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """How often an audience's database failed, by job and cursor."""
+
+    def run(self) -> ExpansionReport:
+        started_at = time.monotonic()
+        self._persist(self._follow_jobs)
+        for pk in self._persist(lambda: list(MessageJob.objects.due().values_list("pk", flat=True))):
+            if self._must_stop():
+                break
+            self._expand(pk)
+        self.report.jobs_done = self._persist(MessageJob.objects.finish)
+        self.report.seconds = time.monotonic() - started_at
+        return self.report
+
+    def _must_stop(self) -> bool:
+        if self.stop.is_set():
+            self.report.stopped = "signal"
+        elif time.monotonic() >= self.ends_at:
+            self.report.stopped = "max_time"
+        elif self.limit is not None and self.report.messages >= self.limit:
+            self.report.stopped = "limit"
         else:
             return False
         return True
 
-    using = router.db_for_write(Message)
-    persist(lambda: _follow_jobs(report, must_stop=must_stop), using=using, must_stop=must_stop)
-    due = MessageJob.objects.due().select_related("content")
-    for job in persist(lambda: list(due), using=using, must_stop=must_stop):
-        if must_stop():
-            break
-        _expand(job, report, limit=limit, must_stop=must_stop, on_progress=on_progress)
-    report.jobs_done = persist(MessageJob.objects.finish, using=using, must_stop=must_stop)
-    report.seconds = time.monotonic() - started_at
-    return report
+    def _persist(self, work: Callable[[], T], *, recover: Callable[[], None] | None = None) -> T:
+        return persist(work, using=self.using, must_stop=self._must_stop, recover=recover)
 
+    def _follow_jobs(self) -> None:
+        """Let messages follow a job that was cancelled or resumed; Begin has held them back since that moment."""
+        for job in MessageJob.objects.filter(unsettled=True).only("status"):
+            while followed := Message.objects.follow(job, limit=FOLLOW_BATCH):
+                self.report.followed += followed
+                if self._must_stop():
+                    return
+            MessageJob.objects.filter(pk=job.pk, status=job.status).update(unsettled=False)
 
-def _follow_jobs(report: ExpansionReport, *, must_stop: Callable[[], bool]) -> None:
-    """Let messages follow a job that was cancelled or resumed; Begin has held them back since that moment."""
-    for job in MessageJob.objects.filter(unsettled=True):
-        while followed := Message.objects.follow(job, limit=FOLLOW_BATCH):
-            report.followed += followed
-            if must_stop():
-                return
-        MessageJob.objects.filter(pk=job.pk, status=job.status).update(unsettled=False)
-
-
-def _expand(
-    job: MessageJob,
-    report: ExpansionReport,
-    *,
-    limit: int | None,
-    must_stop: Callable[[], bool],
-    on_progress: Callable[[ExpansionReport], None] | None,
-) -> None:
-    using = router.db_for_write(Message)
-    if not persist(job.start, using=using, must_stop=must_stop):
-        return
-    report.jobs += 1
-    job.status = MessageJob.Status.EXPANDING
-    try:
-        _expand_persistently(job, report, using=using, limit=limit, must_stop=must_stop, on_progress=on_progress)
-    except (UnknownAudience, InvalidMail) as error:
-        _pause(job, str(error), report, must_stop=must_stop)
-    except Exception as error:
-        if isinstance(error, DatabaseFault) and passes(error):
-            # A database that is away, ours or an audience's, is no fault of the job.
-            logger.warning("job %s is left to the next run: %s", job.pk, one_line_of(error), extra={"job": job.pk})
-            report.postponed += 1
-        else:
-            # An audience is the project's own code: its bug holds this job, with the traceback in the log, no other.
-            logger.exception("job %s could not be expanded", job.pk, extra={"job": job.pk})
-            _pause(job, f"it could not be expanded: {type(error).__name__}: {error}", report, must_stop=must_stop)
-
-
-def _expand_persistently(
-    job: MessageJob,
-    report: ExpansionReport,
-    *,
-    using: str,
-    limit: int | None,
-    must_stop: Callable[[], bool],
-    on_progress: Callable[[ExpansionReport], None] | None,
-) -> None:
-    """Make the job's messages; after a database error that passes, go on where its cursor stands."""
-    pauses, failures = waits(), 0
-    while True:
-        start = job.cursor
+    def _expand(self, pk: int) -> None:
         try:
-            _expand_from_cursor(job, report, limit=limit, must_stop=must_stop, on_progress=on_progress)
-            return
+            job = self._persist(MessageJob.objects.filter(pk=pk).select_related("content").first)
+            if job is None or not self._persist(job.start):
+                return
+            self.report.jobs += 1
+            self._persist(lambda: self._make_messages(job), recover=lambda: self._catch_up(job))
+        except (UnknownAudience, InvalidMail) as error:
+            self._pause(pk, str(error))
+        except Exception as error:
+            if isinstance(error, AudienceAway) or (isinstance(error, DatabaseFault) and passes(error)):
+                # A database that is away, ours or an audience's, is no fault of the job.
+                logger.warning("job %s is left to the next run: %s", pk, one_line_of(error), extra={"job": pk})
+                self.report.postponed += 1
+            else:
+                # An audience is the project's own code: its bug holds this job, with the traceback in the log, and no
+                # other.
+                logger.exception("job %s could not be expanded", pk, extra={"job": pk})
+                self._pause(pk, f"it could not be expanded: {type(error).__name__}: {error}")
+
+    def _pause(self, pk: int, reason: str) -> None:
+        self.report.paused += self._persist(lambda: MessageJob.objects.filter(pk=pk).pause(f"paused: {reason}"))
+
+    def _make_messages(self, job: MessageJob) -> None:
+        """Make the messages that are missing, from where the job's cursor stands."""
+        entries = _entries(job)
+        is_last = False
+        while not is_last and not self._must_stop():
+            size = PIECE if self.limit is None else min(PIECE, self.limit - self.report.messages)
+            batch = self._next(job, entries, size)
+            is_last = len(batch) < size
+            if any(entry.merge_data is not None for entry in batch):
+                check_merge_fields(job.subject, job.text, job.html)
+            if not self._write(job, batch, is_last=is_last):
+                return  # another run has this piece, or the job was stopped
+            if self.on_progress is not None:
+                self.on_progress(self.report)
+
+    def _catch_up(self, job: MessageJob) -> None:
+        """Read where the job stands: a commit whose answer was lost has moved its cursor, and is counted now."""
+        made, duplicates, malformed = job.message_count, job.duplicate_count, job.malformed_count
+        job.refresh_from_db(fields=["cursor", "message_count", "duplicate_count", "malformed_count", "problems"])
+        self.report.messages += job.message_count - made
+        self.report.duplicates += job.duplicate_count - duplicates
+        self.report.malformed += job.malformed_count - malformed
+
+    def _next(self, job: MessageJob, entries: Iterator[Entry], size: int) -> list[Entry]:
+        """The next piece. Raises `AudienceAway` when it failed too often, though our own database answers."""
+        try:
+            return list(islice(entries, size))
         except DatabaseFault as error:
-            failures = failures + 1 if job.cursor == start else 1
-            if failures >= TRIES or not may_try_again(error, using=using):
-                raise
-            logger.warning("job %s goes on after a database error: %s", job.pk, one_line_of(error))
-        sleep(next(pauses), must_stop=must_stop)
-        persist(lambda: _catch_up(job, report), using=using, must_stop=must_stop)
+            self._failures[job.pk, job.cursor] += 1
+            if job.audience and passes(error) and self._failures[job.pk, job.cursor] >= TRIES:
+                raise AudienceAway(one_line_of(error)) from error
+            raise
 
-
-def _catch_up(job: MessageJob, report: ExpansionReport) -> None:
-    """Read where the job stands: a commit whose answer was lost has moved its cursor, and is counted now."""
-    made, duplicates, malformed = job.message_count, job.duplicate_count, job.malformed_count
-    job.refresh_from_db(fields=["cursor", "message_count", "duplicate_count", "malformed_count", "problems"])
-    report.messages += job.message_count - made
-    report.duplicates += job.duplicate_count - duplicates
-    report.malformed += job.malformed_count - malformed
-
-
-def _expand_from_cursor(
-    job: MessageJob,
-    report: ExpansionReport,
-    *,
-    limit: int | None,
-    must_stop: Callable[[], bool],
-    on_progress: Callable[[ExpansionReport], None] | None,
-) -> None:
-    entries = _entries(job)
-    is_last = False
-    while not is_last:
-        if must_stop():
-            return
-        size = PIECE if limit is None else min(PIECE, limit - report.messages)
-        batch = list(islice(entries, size))
-        is_last = len(batch) < size
-        if any(entry.merge_data is not None for entry in batch):
-            check_merge_fields(job.subject, job.text, job.html)
-        if not _write(job, batch, report, is_last=is_last):
-            return  # another run has this piece, or the job was stopped
-        if on_progress is not None:
-            on_progress(report)
-
-
-def _pause(job: MessageJob, reason: str, report: ExpansionReport, *, must_stop: Callable[[], bool]) -> None:
-    jobs, using = MessageJob.objects.filter(pk=job.pk), router.db_for_write(Message)
-    report.paused += persist(lambda: jobs.pause(f"paused: {reason}"), using=using, must_stop=must_stop)
-
-
-def _write(job: MessageJob, batch: list[Entry], report: ExpansionReport, *, is_last: bool) -> bool:
-    """Make the messages of one piece and move the job's cursor past it, in one transaction; False if it wasn't ours."""
-    using = router.db_for_write(Message)
-    looked_through = _sort(job, batch)
-    with transaction.atomic(using=using):
-        if not job.hold():
-            return False
-        made = Message.objects.insert_many(job, _rows(looked_through.good), now=read_now(using))
-        duplicates = looked_through.duplicates + len(looked_through.good) - made
-        job.advance(
-            to=job.cursor + len(batch),
-            made=made,
-            duplicates=duplicates,
-            problems=looked_through.problems,
-            finished=is_last,
-        )
-    job.cursor += len(batch)
-    job.problems = [*job.problems, *looked_through.problems][:PROBLEMS_KEPT]
-    job.message_count += made
-    job.duplicate_count += duplicates
-    job.malformed_count += len(looked_through.problems)
-    report.messages += made
-    report.duplicates += duplicates
-    report.malformed += len(looked_through.problems)
-    return True
+    def _write(self, job: MessageJob, batch: list[Entry], *, is_last: bool) -> bool:
+        """Make the messages of one piece and move the job's cursor past it, in one commit; False if it wasn't ours."""
+        looked_through = _sort(job, batch)
+        with transaction.atomic(using=self.using):
+            limit_lock_waits(self.using)
+            if not job.hold():
+                return False
+            made = Message.objects.insert_many(job, _rows(looked_through.good), now=read_now(self.using))
+            duplicates = looked_through.duplicates + len(looked_through.good) - made
+            job.advance(
+                to=job.cursor + len(batch),
+                made=made,
+                duplicates=duplicates,
+                problems=looked_through.problems,
+                finished=is_last,
+            )
+        job.cursor += len(batch)
+        job.problems = [*job.problems, *looked_through.problems][:PROBLEMS_KEPT]
+        job.message_count += made
+        job.duplicate_count += duplicates
+        job.malformed_count += len(looked_through.problems)
+        self.report.messages += made
+        self.report.duplicates += duplicates
+        self.report.malformed += len(looked_through.problems)
+        return True
 
 
 def _rows(good: Mapping[str, tuple[Address, Mapping[str, object] | None]]) -> Iterator[tuple[str, Any, Any]]:
@@ -275,12 +263,13 @@ def _merge_data(job: MessageJob, address: Address, own: Mapping[str, object] | N
 def _entries(job: MessageJob) -> Iterator[Entry]:
     """What is left of the job's recipients, from its cursor on."""
     if not job.audience:
-        return _entries_of_list(job)
+        yield from _entries_of_list(job)
+        return
     entries: Iterable[Any] = find_audience(job.audience).entries()
     if connections[router.db_for_write(Message)].vendor == "sqlite":
         # An open read cursor keeps its snapshot, and a write behind it fails at once when somebody else has written.
         entries = list(entries)
-    return (_entry(line, entry) for line, entry in islice(enumerate(entries, start=1), job.cursor, None))
+    yield from (_entry(line, entry) for line, entry in islice(enumerate(entries, start=1), job.cursor, None))
 
 
 def _entries_of_list(job: MessageJob) -> Iterator[Entry]:

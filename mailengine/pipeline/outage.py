@@ -59,16 +59,22 @@ def may_try_again(error: BaseException, *, using: str) -> bool:
     return True
 
 
-def persist(work: Callable[[], T], *, using: str, must_stop: Callable[[], bool]) -> T:
+def persist(
+    work: Callable[[], T], *, using: str, must_stop: Callable[[], bool], recover: Callable[[], None] | None = None
+) -> T:
     """What `work` returns, which is done again after each error that passes, until it works or the run must stop.
 
-    Raises the last error then. It has to bear being done twice: a commit may have arrived though its answer was lost.
+    Raises the last error then. A commit may have arrived though its answer was lost: `recover`, done before each new
+    try, finds that out, or the work bears being done twice.
     """
-    pauses = waits()
+    pauses, has_failed = waits(), False
     while True:
         try:
+            if has_failed and recover is not None:
+                recover()
             return work()
         except DatabaseFault as error:
+            has_failed = True
             if not may_try_again(error, using=using) or must_stop():
                 raise
             logger.warning("the database failed, trying again: %s", one_line_of(error))

@@ -15,6 +15,7 @@ from django.db.utils import DatabaseError
 
 from mailengine import dispatch_slice, queue_job, queue_mail
 from mailengine.models import Content, ContentFile, Message, MessageJob
+from mailengine.models.jobs import JobRecipients
 from tests.hostile import MAIL, UNSAFE
 
 pytestmark = pytest.mark.django_db
@@ -256,6 +257,20 @@ def test_a_message_whose_json_nobody_can_read_is_dead_with_its_reason(server, fi
     assert str(message.pk) not in sent_behind(server, message)
     assert (message.status, message.reason.partition(":")[0], message.attempt_count) == ("dead", "invalid", 0)
     assert "nested more than 100 levels" in message.reason or "limit (4300 digits)" in message.reason
+
+
+@pytest.mark.parametrize("field", ["merge_data", "problems", "entries", "extras"])
+def test_a_job_whose_json_nobody_can_read_is_paused_and_no_other(field):
+    job, other = (queue_job("Hello", "Text", None, [to]) for to in ("a@example.org", "b@example.org"))
+    rows = {"entries": (JobRecipients, job.recipients.get().pk), "extras": (Content, job.content_id)}
+    write(*rows.get(field, (MessageJob, job.pk)), field, f"[{'9' * 5_000}]")
+    call_command("process_mail_jobs", verbosity=0)
+    statuses = dict(MessageJob.objects.values_list("pk", "status"))
+    assert statuses == {job.pk: "paused", other.pk: "sending"}
+    assert "digits" in MessageJob.objects.values_list("reason", flat=True).get(pk=job.pk)
+    MessageJob.objects.filter(pk=job.pk).cancel()
+    call_command("process_mail_jobs", verbosity=0)
+    assert MessageJob.objects.values_list("status", flat=True).get(pk=job.pk) == "cancelled"
 
 
 @pytest.mark.parametrize("document", UNREADABLE, ids=len)

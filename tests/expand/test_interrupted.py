@@ -11,7 +11,7 @@ from mailengine import queue_job
 from mailengine.models import MessageJob
 from mailengine.pipeline.expand import expand_jobs
 from tests.commands.programs import run_script
-from tests.database_faults import at, servers_only, terminate_own_connection, through_a_proxy
+from tests.database_faults import at, servers_only, terminate_own_connection, through_a_proxy, wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -186,6 +186,57 @@ def test_the_messages_of_a_cancelled_job_follow_though_the_connection_is_lost(mo
 
     assert expand_jobs().followed == 1_500
     assert job.messages.filter(status="cancelled").count() == 1_500
+
+
+def fail():
+    raise OperationalError("could not extend file: no space left on device")
+
+
+INSERT = "mailengine.models.messages:MessageQuerySet.insert_many"
+
+
+@pytest.mark.parametrize("to", ["killed", READERS], ids=["audience", "list"])
+def test_a_database_that_takes_nothing_for_long_is_waited_for(monkeypatch, to):
+    monkeypatch.setattr("mailengine.pipeline.outage.FIRST_WAIT_SECONDS", 0.001)
+    job = queue_job("News", "Hello", "news@example.org", to)
+    hits = at(monkeypatch, INSERT, fail, when="after", times=range(2, 12))
+
+    report = expand_jobs()
+
+    assert (len(hits), report.messages, report.postponed) == (10, 5_000, 0)
+    assert_whole(job)
+
+
+@servers_only
+@pytest.mark.parametrize("to", ["killed", READERS], ids=["audience", "list"])
+def test_a_database_that_is_away_for_long_is_waited_for(monkeypatch, caplog, to):
+    """F-D01"""
+    monkeypatch.setattr("mailengine.pipeline.outage.FIRST_WAIT_SECONDS", 0.01)
+    job = queue_job("News", "Hello", "news@example.org", to)
+    with through_a_proxy() as proxy:
+        at(monkeypatch, INSERT, proxy.down, times=(2,))
+        watch = threading.Thread(target=lambda: (wait_for(lambda: len(caplog.records) >= 9), proxy.up()))
+        watch.start()
+        report = expand_jobs()
+        watch.join()
+
+    assert (report.messages, report.postponed) == (5_000, 0)
+    assert_whole(job)
+
+
+@pytest.mark.parametrize("end", ["max_time", "signal"])
+def test_a_run_that_is_over_waits_for_no_database(monkeypatch, end):
+    job, stop = queue_job("News", "Hello", "news@example.org", READERS), threading.Event()
+    tries = at(monkeypatch, INSERT, fail, times=range(1, 1_000))
+    if end == "signal":
+        at(monkeypatch, INSERT, stop.set, times=(2,))
+
+    report = expand_jobs(max_time=1 if end == "max_time" else None, stop=stop)
+
+    assert (report.stopped, report.messages) == (end, 0)
+    assert len(tries) > 1
+    job.refresh_from_db()
+    assert (job.status, job.cursor) == ("expanding", 0)
 
 
 def test_an_audience_whose_own_database_stays_away_holds_up_no_other_job(monkeypatch):
