@@ -454,6 +454,10 @@ class MessageQuerySet(models.QuerySet["Message"]):
                 available_at=db_now(),
                 attempt_count=count,
                 deferred_since=row.deferred_since if count else None,
+                other_recipients=row.other_recipients
+                and [
+                    {**entry, "outcome": ""} if entry["outcome"] == Kind.REFUSED else entry for entry in row.recipients
+                ],
             )
         MessageJob.objects.filter(pk__in={row.job_id for row in found if row.job_id}).reopen()
         return found

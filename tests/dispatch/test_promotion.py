@@ -232,6 +232,19 @@ class TestProvider:
         assert statuses() == {"queued": 30}
         assert [row.address for row in Suppression.objects.all()] == ["other@example.org"]
 
+    def test_each_address_of_such_a_mail_is_served_after_all(self, handed_over):
+        """Of one with several addresses, some of which were refused for good and one for now."""
+        partly = replace(RELAY_DENIED, refusals={"a@d0.example": REFUSED, "b@d0.example": RELAY_DENIED})
+        handed_over(lambda alias, email: partly if email.cc else RELAY_DENIED)
+        both = queue("a@d0.example", cc=["b@d0.example"])
+        others = [queue(f"u@d{number}.example") for number in range(1, 5)]
+
+        run()
+
+        both.refresh_from_db()
+        assert [entry["outcome"] for entry in both.recipients] == ["", ""]
+        assert statuses() == {"queued": 1 + len(others)}
+
     def test_a_rotten_list_is_no_fault_of_ours(self, handed_over):
         handed_over(lambda alias, email: BAD_ADDRESS if "d001" in email.to[0] else ACCEPTED)
         queue_for(30)
