@@ -304,23 +304,30 @@ class MessageQuerySet(models.QuerySet["Message"]):
             status=F("claimed_from"), lease=None, leased_until=None, worker=None, claim_count=F("claim_count") - 1
         )
 
-    def rescue(self, *, window: Callable[[Message], float | None], batch: int = RESCUE_BATCH) -> int:
+    def rescue(
+        self,
+        *,
+        window: Callable[[Message], float | None],
+        batch: int = RESCUE_BATCH,
+        must_stop: Callable[[], bool] = lambda: False,
+    ) -> int:
         """Take back messages whose lease is over, since their worker was lost; how many there were.
 
         Without an open attempt a message goes back to what it was, at no cost, or is set aside when it was claimed
         for the third time. With one it may have gone: it becomes uncertain, for `window(message)` seconds or, when
-        that is None, until a person decides. Each batch has a short transaction of its own.
+        that is None, until a person decides. Each batch has a short transaction of its own, and none begins
+        once the run `must_stop`.
         """
-        return self._in_batches(lambda: self._rescue(window, batch), batch)
+        return self._in_batches(lambda: self._rescue(window, batch), batch, must_stop)
 
-    def _in_batches(self, work: Callable[[], int], batch: int) -> int:
+    def _in_batches(self, work: Callable[[], int], batch: int, must_stop: Callable[[], bool]) -> int:
         """Do this work, each time in a transaction, until it finds fewer than `batch`; how many it found in all."""
         total = 0
         while True:
             with transaction.atomic(using=router.db_for_write(Message)):
                 count = work()
             total += count
-            if count < batch:
+            if count < batch or must_stop():
                 return total
 
     def _rescue(self, window: Callable[[Message], float | None], batch: int) -> int:
@@ -359,13 +366,13 @@ class MessageQuerySet(models.QuerySet["Message"]):
             return {"status": status, "reason": reason, "available_at": None, "claim_count": 0}
         return {"status": F("claimed_from"), "reason": f"its worker {row.worker_name} was lost before the handover"}
 
-    def expire(self, *, batch: int = EXPIRY_BATCH) -> int:
+    def expire(self, *, batch: int = EXPIRY_BATCH, must_stop: Callable[[], bool] = lambda: False) -> int:
         """Close messages whose `expires_at` passed unsent; how many there were.
 
         Those that may have gone, by a handover before, are kept for a person. Each batch has a short transaction of
-        its own.
+        its own, and none begins once the run `must_stop`.
         """
-        return self._in_batches(lambda: self._expire(batch), batch)
+        return self._in_batches(lambda: self._expire(batch), batch, must_stop)
 
     def _expire(self, batch: int) -> int:
         rows = self.expired().select_for_update(skip_locked=True)

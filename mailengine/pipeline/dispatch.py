@@ -321,7 +321,7 @@ class Dispatcher:
             if Message.objects.overdue_leases().exists():
                 self.report.rescued += self._rescue()
             if Message.objects.expired().exists():
-                self.report.expired += Message.objects.expire()
+                self.report.expired += Message.objects.expire(must_stop=self._must_stop)
         self.saw_mail = self.claims.has_mail()
         if self.saw_mail and self.worker is None:
             self.health.refresh()
@@ -331,7 +331,9 @@ class Dispatcher:
         self.is_dry = self.worker is None
 
     def _rescue(self) -> int:
-        return Message.objects.rescue(window=lambda message: window_seconds(message, settings=self.settings))
+        return Message.objects.rescue(
+            window=lambda message: window_seconds(message, settings=self.settings), must_stop=self._must_stop
+        )
 
     def _look_back(self) -> None:
         self.report.is_blocked = self.report.stopped == "done" and self.saw_mail and self.claims.is_blocked()

@@ -144,6 +144,14 @@ def test_whatever_has_expired_is_closed_in_batches(count):
     assert Message.objects.filter(status=Status.EXPIRED).count() == count
 
 
+def test_a_run_that_must_stop_begins_no_further_batch(clock):
+    make_messages(3)
+    claim_and_die(clock)
+    make_messages(3, expires_at=now(minutes=-1))
+    assert Message.objects.expire(batch=2, must_stop=lambda: True) == 2
+    assert Message.objects.rescue(window=lambda message: None, batch=2, must_stop=lambda: True) == 2
+
+
 def test_many_messages_of_one_worker_need_one_look_at_it(clock, django_assert_num_queries):
     make_messages(5)
     claim_and_die(clock)
