@@ -1,6 +1,6 @@
 """The fault harness: real faults, real worker processes, a real database, and servers that write down what arrives.
 
-    make faults                              all cases, on a PostgreSQL of their own: half an hour
+    make faults                              all cases, each on a database server of its own: half an hour
     python -m tests.faults F-P04 C2          one case; one group
     python -m tests.faults F-P04 --seed 7    one run again
     pytest tests/faults                      the quick ones, on the database under test: part of the suite
@@ -33,21 +33,23 @@ as many attempts accepted as the sinks say, and no worker that ended in an error
   raises `Missed`, and another seed is played instead.
 - `duplicates` is the bound in words, `bound` as a function of the `Run` (`kills`, `faults`, `seed`).
 - `databases`: where it makes sense; the first is where `make faults` plays it. `quick=True`: also part of the suite;
-  then it takes two seconds or three, and works on all its databases.
+  then it takes two seconds or three, and works on all its databases. A few for each group: the suite waits for them.
 - `leaves_waiting=True`: mail may be left that is due much later. A worker that may end in an error: `.may_fail`.
 - A row that can't be built honestly: `not_built("F-D12", "failover to a replica", "why")`. The table prints it.
 
 A world's times are real and short: a lease of 3 s, a deadline of 1.5 s for one send, an uncertain window and a probe
 interval of 0.5 s (`world.SHORT`); `world.configure(LEASE_SECONDS=...)` for other ones. Wait for conditions
 (`world.wait_until`), never for seconds, and never assert seconds: the machine may be busy. Figures that bind nobody,
-such as rows in a second, are for `world.note("...")`, which has them printed below the table.
+such as rows in a second, are for `world.note("...")`, which has them printed below the table. After a run of all cases
+`--markdown docs/reference/faults.md` writes tables and notes to that page.
 
 What there is to break:
 
 - Providers: `world.smtp("relay")` and `world.esp("mailgun")`, in the order of preference; see `sinks.py` for scripts.
 - Workers: `world.worker("send_mail")`, `.kill()`, `.terminate()`, `.freeze()`, `.thaw()`, `.wait()`; `moment.worker` is
   the one at the other end of a sink's connection; `before=at(BEGUN, KILL)` stops it from within, see `points.py`.
-- The database: `world.cluster.stop("immediate")`, `.start()`, `.kill(backend_pid)` (PostgreSQL, each case has its own).
+- The database: `world.cluster.stop("immediate")` and `.start()`: each case has a server of its own, see `servers.py`.
+  `databases.py` has workers that say what they meet, and connections beside theirs.
 - The network: `proxy = world.proxy(sink.port)`, `world.route("relay", proxy.port)`; for the database
   `world.worker(via=proxy)`. `.cut()`, `.stall()`, `.down()`, `.heal()`, and each direction by itself; see `proxy.py`.
 """

@@ -189,7 +189,10 @@ def play_alone(options: argparse.Namespace) -> int:
     """Play one case and print its result as JSON."""
     template = Path(options.template) if options.template else None
     with own_folder() as folder, database(options.database, folder, template) as server:
-        result = play_runs(CASES[options.play], options, folder, server)
+        from django.db import connection
+
+        version = ".".join(map(str, connection.get_database_version()))
+        result = {"version": version, **play_runs(CASES[options.play], options, folder, server)}
     say(json.dumps(result, default=str))
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from pathlib import Path
 
 from .servers import Server, is_root
@@ -49,10 +48,6 @@ class Cluster(Server):
 
     def stop(self, how: str = "fast") -> None:
         self.call("pg_ctl", "stop", "--wait", "--silent", f"--mode={how}")
-
-    def kill(self, backend_pid: int) -> None:
-        """kill -9 of one server process: PostgreSQL then restarts all of them."""
-        os.kill(backend_pid, signal.SIGKILL)
 
     def call(self, program: str, *arguments: str) -> None:
         """One of PostgreSQL's programs."""

@@ -30,6 +30,8 @@ class Result:
     seed: int = 0
     """Of the run that failed."""
     skipped: str = ""
+    version: str = ""
+    """Of the database's server."""
 
     @property
     def is_good(self) -> bool:
@@ -129,6 +131,7 @@ def _today() -> str:
 
 
 def _machine(results: Sequence[Result]) -> str:
-    databases = [NAMES[kind] for kind in NAMES if any(result.runs and result.database == kind for result in results)]
+    found = {result.database: result.version for result in results if result.runs}
+    databases = [f"{name} {found[kind]}" for kind, name in NAMES.items() if kind in found]
     versions = f"Python {platform.python_version()}", f"Django {django.__version__}", *databases
     return f"{os.cpu_count()} cores: {', '.join(versions)}"
