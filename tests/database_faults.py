@@ -3,104 +3,48 @@
 from __future__ import annotations
 
 import importlib
-import select
 import socket
 import sqlite3
-import threading
 import time
-from collections.abc import Callable
-from contextlib import contextmanager, suppress
-from types import TracebackType
+from contextlib import contextmanager
 
 import pytest
 from django.db import connection
 
+from .faults.proxy import Direction, Proxy, hang_up
+
 servers_only = pytest.mark.skipif(connection.vendor == "sqlite", reason="a file has no connections to lose")
 
 
-class DatabaseProxy:
-    """Passes bytes on between a port of its own and the test's database server, up within the `with` block.
+class DatabaseProxy(Proxy):
+    """A wire to the test's database server, up within the `with` block.
 
         with DatabaseProxy() as proxy:
             proxy.next_commit = "did not arrive"
 
     The client of the next COMMIT is then cut off, and the server gets it ("arrived") or never does ("did not arrive").
-    `down()` drops all connections and refuses new ones.
+    `down()` drops all connections and refuses new ones, until `up()`.
     """
 
     def __init__(self) -> None:
-        now = connection.settings_dict
-        self.server = (now["HOST"], int(now["PORT"]))
+        super().__init__(int(connection.settings_dict["PORT"]), host=connection.settings_dict["HOST"])
         self.next_commit: str | None = None
         self.cut_count = 0
-        self.is_down = False
-        self._sockets: set[socket.socket] = set()
-        self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-
-    def __enter__(self) -> DatabaseProxy:
-        self._start(self._listen)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self.down()
-        for thread in self._threads:
-            thread.join()
-        self._listener.close()
-
-    def down(self) -> None:
-        self.is_down = True
-        for one in list(self._sockets):
-            _cut(one)
 
     def up(self) -> None:
-        self.is_down = False
+        self.heal()
 
-    def _start(self, work: Callable[..., None], *args: object) -> None:
-        thread = threading.Thread(target=work, args=args, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _listen(self) -> None:
-        with suppress(OSError):  # it was shut down
-            while True:
-                client, _address = self._listener.accept()
-                if self.is_down:
-                    client.close()
-                else:
-                    self._start(self._carry, client, socket.create_connection(self.server))
-
-    def _carry(self, client: socket.socket, server: socket.socket) -> None:
-        pair = {client: server, server: client}
-        self._sockets |= pair.keys()
-        with client, server, suppress(OSError):
-            while True:
-                for source in select.select([client, server], [], [])[0]:
-                    data = source.recv(65_536)
-                    if not data:
-                        return
-                    if source is client and self.next_commit and b"COMMIT" in data:  # in capitals: no outcome called so
-                        self._cut_commit(client, server, data)
-                        return
-                    pair[source].sendall(data)
-
-    def _cut_commit(self, client: socket.socket, server: socket.socket, data: bytes) -> None:
+    def _send(self, data: bytes, source: socket.socket, sink: socket.socket, direction: Direction) -> None:
+        is_commit = direction is self.to_server and b"COMMIT" in data  # in capitals: no outcome is called so
+        if not (is_commit and self.next_commit):
+            super()._send(data, source, sink, direction)
+            return
         fate, self.next_commit = self.next_commit, None
         self.cut_count += 1
-        _cut(client)  # first: it is to look the commit up while the server may still be at it
+        hang_up(source)  # first: it is to look the commit up while the server may still be at it
         if fate == "arrived":
-            server.sendall(data)
-            server.recv(65_536)
-
-
-def _cut(one: socket.socket) -> None:
-    with suppress(OSError):
-        one.shutdown(socket.SHUT_RDWR)
+            super()._send(data, source, sink, direction)
+        raise ConnectionAbortedError("cut, as told")
 
 
 @contextmanager

@@ -10,13 +10,13 @@ from types import TracebackType
 
 
 class Proxy:
-    """Passes bytes on between a port of its own on 127.0.0.1 and another server's, up within the `with` block.
+    """Passes bytes on between a port of its own on 127.0.0.1 and that of a server, up within the `with` block.
 
     `to_server` and `to_client` are the two directions: `proxy.to_client.delay_seconds = 1` lets answers come late.
     """
 
-    def __init__(self, port: int) -> None:
-        self.target_port = port
+    def __init__(self, port: int, *, host: str = "127.0.0.1") -> None:
+        self.target = host, port
         self.to_server, self.to_client = Direction(), Direction()
         self.refuses = False
         """Whether new connections are dropped at once."""
@@ -31,8 +31,7 @@ class Proxy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
+        hang_up(self._listener)
         self._listener.close()
         self.heal()
         self.cut()
@@ -40,8 +39,7 @@ class Proxy:
     def cut(self) -> None:
         """Drop the connections there are."""
         for sock in list(self._sockets):
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+            hang_up(sock)
 
     def down(self) -> None:
         """Drop them, and the new ones too."""
@@ -68,7 +66,7 @@ class Proxy:
             server = None
             if not self.refuses:
                 with suppress(OSError):
-                    server = socket.create_connection(("127.0.0.1", self.target_port), timeout=10)
+                    server = socket.create_connection(self.target, timeout=10)
             if server is None:
                 client.close()
                 continue
@@ -89,11 +87,14 @@ class Proxy:
         with suppress(OSError):
             while data := source.recv(65_536):
                 direction.hold_up()
-                sink.sendall(data)
+                self._send(data, source, sink, direction)
         self._sockets.discard(source)
         for sock in (source, sink):
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+            hang_up(sock)
+
+    def _send(self, data: bytes, source: socket.socket, sink: socket.socket, direction: Direction) -> None:
+        """Let this piece go on; OSError where it is to be the last of its connection."""
+        sink.sendall(data)
 
 
 class Direction:
@@ -117,3 +118,9 @@ class Direction:
         if self.delay_seconds:
             time.sleep(self.delay_seconds)
         self._is_open.wait()
+
+
+def hang_up(sock: socket.socket) -> None:
+    """Shut it, so that whoever waits for something from it hears of that at once."""
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
