@@ -12,6 +12,7 @@ from django.db.models import Exists, OuterRef
 from django.utils.translation import gettext_lazy as _
 
 from ..clock import db_now
+from .fields import JSONField
 
 STORAGE = "mailengine"
 """Alias in `STORAGES` for attachments; without one they go to the default storage."""
@@ -32,9 +33,9 @@ class Content(models.Model):
     text = models.TextField(_("text"), blank=True)
     html = models.TextField(_("HTML"), blank=True)
     from_email = models.TextField(_("from"))
-    reply_to = models.JSONField(_("reply to"), default=list, blank=True)
-    headers = models.JSONField(_("further headers"), default=dict, blank=True)
-    extras = models.JSONField(_("tags, metadata and the like"), default=dict, blank=True, encoder=DjangoJSONEncoder)
+    reply_to = JSONField(_("reply to"), default=list, blank=True)
+    headers = JSONField(_("further headers"), default=dict, blank=True)
+    extras = JSONField(_("tags, metadata and the like"), default=dict, blank=True, encoder=DjangoJSONEncoder)
     version = models.PositiveIntegerField(_("version"), default=1)
     created_at = models.DateTimeField(_("written"))
     attachments: models.ManyToManyField[Attachment, ContentFile] = models.ManyToManyField(

@@ -13,6 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..clock import db_now
 from .content import Content
+from .fields import JSONField
 
 PROBLEMS_KEPT = 1_000
 """How many malformed entries a job remembers one by one; all are counted."""
@@ -79,7 +80,7 @@ class MessageJob(models.Model):
     paused_from = models.CharField(max_length=10, blank=True, default="", editable=False)
     reason = models.TextField(_("reason"), blank=True, default="")
     audience = models.CharField(_("audience"), max_length=100, blank=True, default="")
-    merge_data = models.JSONField(_("merge data by address"), null=True, blank=True, encoder=DjangoJSONEncoder)
+    merge_data = JSONField(_("merge data by address"), null=True, blank=True, encoder=DjangoJSONEncoder)
     source = models.CharField(_("made from"), max_length=200, blank=True, default="")
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL,
@@ -99,7 +100,7 @@ class MessageJob(models.Model):
     message_count = models.PositiveIntegerField(_("messages"), default=0)
     duplicate_count = models.PositiveIntegerField(_("duplicates"), default=0)
     malformed_count = models.PositiveIntegerField(_("malformed"), default=0)
-    problems = models.JSONField(_("malformed addresses"), default=list, blank=True)
+    problems = JSONField(_("malformed addresses"), default=list, blank=True)
     created_at = models.DateTimeField(_("queued"))
     started_at = models.DateTimeField(_("started"), null=True, blank=True)
     finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
@@ -175,7 +176,7 @@ class JobRecipients(models.Model):
 
     job = models.ForeignKey(MessageJob, on_delete=models.CASCADE, related_name="recipients")
     position = models.PositiveIntegerField()
-    entries = models.JSONField(encoder=DjangoJSONEncoder)
+    entries = JSONField(encoder=DjangoJSONEncoder)
 
     objects = JobRecipientsQuerySet.as_manager()
 

@@ -10,6 +10,7 @@ from django.db import models, router, transaction
 from django.utils.translation import gettext_lazy as _
 
 from ..clock import db_now
+from .locks import limit_lock_waits
 
 SEEN_SECONDS = 120
 """A worker not seen for so long is not shown as being at work any more."""
@@ -57,9 +58,10 @@ class Worker(models.Model):
     def last_turn(self) -> int | None:
         """The last turn of this worker that was committed. None: the row is gone.
 
-        Should the server still be at such a commit, this waits for it.
+        Should the server still be at such a commit, this waits for it, within limits.
         """
         using = router.db_for_write(Worker)
         with transaction.atomic(using=using):
+            limit_lock_waits(using)
             row = Worker.objects.using(using).filter(pk=self.pk).select_for_update()
             return row.values_list("turn", flat=True).first()

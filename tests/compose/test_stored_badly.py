@@ -259,6 +259,15 @@ def test_a_message_whose_json_nobody_can_read_is_dead_with_its_reason(server, fi
     assert "nested more than 100 levels" in message.reason or "limit (4300 digits)" in message.reason
 
 
+@pytest.mark.parametrize("document", UNREADABLE, ids=len)
+@pytest.mark.parametrize("field", ["reply_to", "headers", "extras"])
+def test_content_whose_json_nobody_can_read_is_dead_with_its_reason(server, field, document):
+    message = queue_mail(**MAIL)
+    write(Content, message.content_id, field, document)
+    assert str(message.pk) not in sent_behind(server, message)
+    assert (message.status, message.reason.partition(":")[0], message.attempt_count) == ("dead", "invalid", 0)
+
+
 @pytest.mark.parametrize("field", ["merge_data", "problems", "entries"])
 def test_a_job_whose_json_nobody_can_read_is_paused_and_no_other(field):
     job, other = (queue_job("Hello", "Text", None, [to]) for to in ("a@example.org", "b@example.org"))

@@ -345,6 +345,38 @@ def test_a_lock_that_nobody_lets_go_is_not_waited_for_without_end(configure, han
     assert statuses() == {"sent": 1, "queued": 2}
 
 
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="the other databases have a limit of their own")
+def test_a_session_of_its_own_that_the_server_takes_for_alive_is_not_waited_for_without_end(
+    configure, handed_over, monkeypatch, caplog
+):
+    """F-D02: it holds the row of its worker, too."""
+    monkeypatch.setattr("mailengine.models.locks.LONGEST_LOCK_WAIT_SECONDS", 0.2)
+    configure(CONNECTIONS=1)
+    handed_over(lambda alias, email: Outcome(Kind.ACCEPTED))
+    queue_many(3)
+    with raw_connection() as before:
+
+        def lose():
+            execute(before, "BEGIN")
+            execute(before, "SELECT id FROM mailengine_worker FOR UPDATE")
+            terminate_own_connection()
+
+        def let_go():
+            try:
+                wait_for(lambda: failures(caplog) >= 3)
+            finally:
+                execute(before, "COMMIT")
+
+        at(monkeypatch, "mailengine.pipeline.senders:Team.send", lose, when="after")
+        watch = in_a_thread(let_go)
+
+        dispatch_slice()
+        watch.join()
+
+    assert failures(caplog) >= 3
+    assert statuses() == {"sent": 3}
+
+
 @servers_only
 def test_a_deadlock_ends_no_run(configure, handed_over, monkeypatch, caplog):
     """The worker has locked the message and wants the provider's row; somebody else has it the other way round."""

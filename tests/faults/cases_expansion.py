@@ -23,7 +23,7 @@ INSERTED = ("mailengine.models.messages:MessageQuerySet.insert_many", "after")
 """The messages of a piece are written; its job's cursor is not yet moved."""
 MOVED = ("mailengine.models.jobs:MessageJob.advance", "after")
 """The cursor is moved, too, and nothing is committed."""
-COMMITTED = ("mailengine.pipeline.expand:_write", "after")
+COMMITTED = ("mailengine.pipeline.expand:Expander._write", "after")
 """The piece is committed."""
 
 
