@@ -74,7 +74,7 @@ class Deadline:
             _watchdog.forget(self)
 
     def __str__(self) -> str:
-        return f"not done within {max(self._seconds, 0):.3g} s"
+        return f"not done within {round(max(self._seconds, 0), 1):g} s"
 
 
 def current() -> Deadline | None:

@@ -246,7 +246,12 @@ def test_a_deadline_ends_it_over_https_too(https):
 def test_what_fails_in_the_handshake_was_not_sent(https, handshake):
     """F-S25, over HTTP"""
     server, connection = https(TAKEN)
-    server.converse = handshake
+
+    def converse(peer):
+        peer.sock.recv(1)  # Python 3.11 leaves a socket open that was reset before its handshake began
+        handshake(peer)
+
+    server.converse = converse
     with server:
         outcome = connection.hand_over(an_email(), until=time.monotonic() + DEADLINE_SECONDS)
 
