@@ -92,11 +92,10 @@ class Ledger:
         message = item.message
         if record.accepted:
             return Verdict(Status.SENT, "the ledger says that it was sent")
-        refused = refusals.get(message.stream, {})
+        refused = {} if item.verdict else refusals.get(message.stream, {})
         job_status = jobs.get(message.job_id) if message.job_id else None
         verdict = objection_to(message, job_status=job_status, refusals=refused, settings=self.settings) or item.verdict
-        stopped = suppressed_addresses(message, refused)
-        if verdict is None and stopped:
+        if verdict is None and (stopped := suppressed_addresses(message, refused)):
             leave_out(message, stopped)
             item.email = None
             self.composer.compose(item)

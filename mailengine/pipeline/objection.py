@@ -17,7 +17,8 @@ def objection_to(
 ) -> Verdict | None:
     """What becomes of the message instead of a handover, or None when it may go.
 
-    `message` is a row of `held()`; `refusals` are suppressed addresses, each with its reason.
+    `message` is a row of `held()`; `refusals` are suppressed addresses, each with its reason. Without any, nobody asks
+    whom the message is for: what can't be composed may not say.
     """
     was_uncertain = message.uncertain_count > 0
     if message.expires_at is not None and message.expires_at <= message.now:
@@ -38,7 +39,7 @@ def objection_to(
     if must_stay and message.provider not in settings.aliases_for(message.stream):
         reason = f"its provider {message.provider!r} carries no {message.stream} mail any more; {KEPT}"
         return Verdict(Status.UNCERTAIN, reason)
-    if pending := pending_addresses(message):
+    if refusals and (pending := pending_addresses(message)):
         stopped = suppressed_addresses(message, refusals)
         if len(stopped) == len(pending):
             return Verdict(Status.SUPPRESSED, refusals[min(stopped)])

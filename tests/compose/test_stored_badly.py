@@ -166,6 +166,15 @@ def test_a_recipient_that_no_mail_can_have_is_dead_with_its_reason(server, field
     assert (message.status, message.reason.partition(":")[0], message.attempt_count) == ("dead", "invalid", 0)
 
 
+@pytest.mark.parametrize("recipients", [["ann@example.org"], {"ann@example.org": 1}, [7]])
+def test_what_fails_before_anybody_asks_whom_it_is_for_is_dead_too(server, recipients):
+    message = queue_mail(**MAIL)
+    store(Content, message.content_id, "headers", 7)
+    store(Message, message.pk, "other_recipients", recipients)
+    assert str(message.pk) not in sent_behind(server, message)
+    assert (message.status, message.reason.partition(":")[0], message.attempt_count) == ("dead", "invalid", 0)
+
+
 @pytest.mark.parametrize(("field", "value"), FILES)
 def test_a_file_that_no_mail_can_have_is_dead_with_its_reason(server, field, value):
     message = queue_mail(**MAIL, attachments=[("a.pdf", b"%PDF", "application/pdf")])
