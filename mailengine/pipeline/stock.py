@@ -38,12 +38,8 @@ class Stock:
         self._items.clear()
 
     def add(self, items: Collection[Item]) -> None:
-        """Add items that were claimed together: before the others, if the first of them is more urgent."""
-        head = next(iter(self._items), None)
-        if head and items and next(iter(items)).message.priority < head.message.priority:
-            self.put_first(items)
-        else:
-            self._items.extend(items)
+        """Add items that were claimed together: before those that are less urgent, and behind all others."""
+        self._items = deque(sorted((*self._items, *items), key=lambda item: item.message.priority))
 
     def put_first(self, items: Iterable[Item]) -> None:
         self._items.extendleft(reversed(list(items)))

@@ -114,6 +114,35 @@ def test_mail_queued_while_bulk_is_sent_is_the_next_one_handed_over(provider, se
     assert statuses() == {"sent": 41}
 
 
+def test_bulk_claimed_with_urgent_mail_waits_for_what_was_claimed_before(provider, settings, monkeypatch):
+    settings.MAILENGINE = {**settings.MAILENGINE, "CONNECTIONS": 2, "CLAIM_BATCH": 4}
+    queue_many(4)
+    for number in range(8):
+        queue(f"bulk{number}@example.org", stream="bulk")
+    send_one = FakeProvider.send_messages
+    second, queued = Event(), Event()
+
+    def wait_at_the_second(self, emails):
+        if provider.calls == 1:
+            second.set()
+            queued.wait(5)
+        return send_one(self, emails)
+
+    monkeypatch.setattr(FakeProvider, "send_messages", wait_at_the_second)
+
+    def watch(report):
+        if second.is_set() and not queued.is_set():
+            for number in range(4):
+                queue(f"urgent{number}@example.org", priority=Priority.URGENT)
+            queued.set()
+
+    Dispatcher("send_mail", on_progress=watch).run()
+
+    order = [address.startswith("bulk") for address in addresses(provider)]
+    assert order == sorted(order), addresses(provider)
+    assert statuses() == {"sent": 16}
+
+
 def test_limit_sends_so_many_and_leaves_the_rest_in_order(provider):
     """C09."""
     mails = queue_many(30)
