@@ -47,10 +47,14 @@ class Words:
     files: Sequence[ContentFile]
 
     @property
+    def loaded_size(self) -> int:
+        """What is in memory of it: its words, about so many bytes."""
+        return len(self.content.text) + len(self.content.html)
+
+    @property
     def size(self) -> int:
         """What a mail of it takes at least, in bytes: its words, and its files, which are not loaded yet."""
-        content = self.content
-        return len(content.text) + len(content.html) + sum(file.attachment.size for file in self.files)
+        return self.loaded_size + sum(file.attachment.size for file in self.files)
 
 
 class ComposedEmail(EmailMultiAlternatives):

@@ -31,7 +31,7 @@ logger = logging.getLogger("mailengine.dispatch")
 WORDS_KEPT = 16
 """Contents that a run keeps loaded."""
 BYTES_KEPT = 8_000_000
-"""Of files, for the next message that has them; more only when one alone is larger."""
+"""Of files, and as many of contents, for the next message that has them; more only when one alone is larger."""
 ALIKE_FAILURES = 5
 """Messages of a job in a row that can't be composed for the same reason: then the job is at fault, not they."""
 REASON_LENGTH = 400
@@ -145,8 +145,9 @@ class Composer:
         words = self._words.get(content_id)
         if words is None:
             words = load_words(content_id)
-            while len(self._words) >= WORDS_KEPT:
-                del self._words[next(iter(self._words))]
+            kept = sum(each.loaded_size for each in self._words.values())
+            while self._words and (len(self._words) >= WORDS_KEPT or kept + words.loaded_size > BYTES_KEPT):
+                kept -= self._words.pop(next(iter(self._words))).loaded_size
             self._words[content_id] = words
         return words
 

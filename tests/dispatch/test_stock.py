@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 from django.core.management import call_command
 
 from mailengine import dispatch_slice, queue_job, queue_mail
-from mailengine.pipeline import compose, stock
+from mailengine.pipeline import compose, composer, stock
 from mailengine.pipeline.composer import Composer
 from mailengine.testing import FakeProvider
 
@@ -75,6 +77,28 @@ def test_small_mail_does_not_wait_behind_large_mail(under_way, monkeypatch):
     order = [email.to[0][0] for email in FakeProvider.named("relay").accepted]
     assert statuses() == {"sent": 6}
     assert order[-1] == "u", order
+
+
+def test_the_words_of_large_mail_are_in_memory_only_so_much_at_a_time(under_way, monkeypatch):
+    monkeypatch.setattr(composer, "BYTES_KEPT", 500_000)
+    for number in range(12):
+        queue_mail(*MAIL, [f"u{number}@example.org"], html_message=f"{number}" + " " * 200_000)
+    loaded, alive = weakref.WeakSet(), []
+    load = composer.load_words
+
+    def note(content_id):
+        gc.collect()
+        words = load(content_id)
+        loaded.add(words.content)
+        alive.append(len(loaded))
+        return words
+
+    monkeypatch.setattr(composer, "load_words", note)
+
+    dispatch_slice()
+
+    assert statuses() == {"sent": 12}
+    assert max(alive) <= 3  # the last one was loaded before there was room for it
 
 
 def test_the_file_of_a_job_is_read_once(under_way, monkeypatch):
