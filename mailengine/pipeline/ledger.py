@@ -105,10 +105,13 @@ class Ledger:
     def _find_provider(self, item: Item) -> Verdict | None:
         """Set the item's provider, or say what becomes of it when none can take it now."""
         others = set(self.settings.providers) - {item.message.provider} if item.must_stay else set()
-        choice = self.health.choose(item.message, tried=item.tried | others)
+        passed_over = item.tried | others
+        choice = self.health.choose(item.message, tried=passed_over)
         while choice is not None and choice.is_probe and not self.health.start_probe(choice.alias):
-            self.health.refresh(at_once=True)  # another process was quicker
-            choice = self.health.choose(item.message, tried=item.tried | others)
+            # Another process was quicker. Not asked again: a repeatable read shows the probe as due all along.
+            passed_over.add(choice.alias)
+            self.health.refresh(at_once=True)
+            choice = self.health.choose(item.message, tried=passed_over)
         if choice is None:
             return self._back_to_the_queue(item, "no provider can be used now")
         item.provider, item.is_probe = choice.alias, choice.is_probe

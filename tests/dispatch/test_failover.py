@@ -120,6 +120,27 @@ def test_an_open_circuit_gets_one_probe_in_each_interval(configure, clock):
     assert statuses() == {"sent": 115}
 
 
+def test_a_probe_that_another_process_took_holds_nothing_up(configure, clock, monkeypatch):
+    """Nor where a transaction reads the same until its end, so that the probe looks due for as long."""
+    configure({"mailgun": DOWN, "ses": {}}, CONNECTIONS=1)
+    queue_many(3)
+    send()
+    clock.advance(seconds=61)
+    queue()
+    tries = []
+
+    def too_late(health, alias):
+        tries.append(alias)
+        assert len(tries) < 10
+        return False
+
+    monkeypatch.setattr(Health, "start_probe", too_late)
+
+    send()
+
+    assert (set(tries), statuses()) == ({"mailgun"}, {"sent": 4})
+
+
 def test_a_repaired_provider_is_back_in_use_within_one_run(configure, clock):
     configure({"mailgun": {"script": ["unavailable"] * 3}, "ses": {}}, CONNECTIONS=1)
     queue_many(3)
