@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from uuid import UUID
 
 from django.db.models import Q
 
@@ -25,7 +24,7 @@ class Claims:
         self.health = health
         self.streams = None if streams is None else set(streams)
         self.statuses = [Status.DEFERRED] if deferred else [Status.QUEUED, Status.UNCERTAIN]
-        self.suspects: list[UUID] = []
+        self.suspects: list[Message] = []
         """What may have killed its workers: claimed alone, once this process has nothing else in hand."""
         self._urgent_mail: dict[tuple[object, ...], Asked] = {}
 
@@ -57,19 +56,23 @@ class Claims:
             self._urgent_mail[question] = Asked(urgent.filter(status__in=self.statuses).due())
         return self._take(urgent, lease, limit=limit) if self._urgent_mail[question].is_any() else None
 
-    def take_suspect(self, lease: Lease) -> Claim | None:
-        """One that may have killed its workers."""
-        return self._take(Message.objects.filter(pk=self.suspects.pop(0)), lease, limit=1, is_suspect=True)
+    def take_suspect(self, lease: Lease, *, limit: int) -> Claim | None:
+        """The most urgent of those that may have killed their workers; or first what goes before it."""
+        suspect = min(self.suspects, key=lambda message: message.priority)
+        if claim := self.take_more_urgent(lease, than=suspect.priority, limit=limit):
+            return claim
+        self.suspects.remove(suspect)
+        return self._take(Message.objects.filter(pk=suspect.pk), lease, limit=1, is_suspect=True)
 
     def set_suspects_aside(self, claim: Claim) -> list[Message]:
         """The messages of the claim, but for suspects: they are given back, to be taken alone later."""
         if claim.is_suspect:
             return list(claim.messages)
-        suspects = [message.pk for message in claim.messages if message.is_suspect]
+        suspects = [message for message in claim.messages if message.is_suspect]
         if suspects:
-            Message.objects.release(suspects, claim.lease)
+            Message.objects.release([message.pk for message in suspects], claim.lease)
             self.suspects += suspects
-        return [message for message in claim.messages if message.pk not in suspects]
+        return [message for message in claim.messages if not message.is_suspect]
 
     def _take(self, candidates: MessageQuerySet, lease: Lease, *, limit: int, is_suspect: bool = False) -> Claim | None:
         messages = candidates.claim(lease, statuses=self.statuses, seconds=self.settings.lease_seconds, limit=limit)
@@ -84,7 +87,7 @@ class Claims:
         can_go = self._can_go()
         if can_go is not None:
             mine = mine.filter(can_go)
-        return mine.exclude(pk__in=self.suspects) if self.suspects else mine
+        return mine.exclude(pk__in=[message.pk for message in self.suspects]) if self.suspects else mine
 
     def _of_our_streams(self) -> MessageQuerySet:
         return Message.objects.all() if self.streams is None else Message.objects.filter(stream__in=self.streams)

@@ -452,7 +452,7 @@ class Dispatcher:
             return None
         limit = self._batch()
         if self.claims.suspects and limit > 0:
-            return None if self.in_flight or self.stock else self.claims.take_suspect(self._lease())
+            return None if self.in_flight or self.stock else self.claims.take_suspect(self._lease(), limit=limit)
         if self.is_dry:
             return None
         if limit <= 0:

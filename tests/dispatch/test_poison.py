@@ -14,6 +14,7 @@ from mailengine import queue_job
 from mailengine.models import Attachment, Message, MessageJob
 from mailengine.models.messages import POISON_CLAIMS
 from mailengine.pipeline import composer
+from mailengine.pipeline.dispatch import Dispatcher
 
 from .. import processes
 from .helpers import ledger, queue, queue_many, send, statuses
@@ -128,6 +129,21 @@ def test_the_third_time_it_is_claimed_alone(provider, clock, fails, monkeypatch)
     lease = dict(together)[poison.recipient]
     assert [recipient for recipient, other in together if other == lease] == [poison.recipient]
     assert statuses() == {"dead": 1, "sent": 5}
+
+
+def test_urgent_mail_goes_before_suspects_that_are_left(provider, settings):
+    queue_many(4, stream="bulk")
+    Message.objects.update(claim_count=POISON_CLAIMS - 1)
+
+    def queue_urgent_mail(report):
+        if report.outcomes.total() == 1 and not Message.objects.filter(priority=0):
+            queue("urgent@example.org", priority=0)
+
+    Dispatcher("send_mail", on_progress=queue_urgent_mail).run()
+
+    # One suspect may have been claimed already.
+    assert [email.to[0] for email in provider.accepted].index("urgent@example.org") <= 2
+    assert statuses() == {"sent": 5}
 
 
 def test_a_strike_is_forgotten_once_it_can_be_composed(provider, clock, fails, monkeypatch):
