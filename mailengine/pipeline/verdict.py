@@ -57,7 +57,7 @@ def verdict_for(
                 return None
             return back(message, f"{outcome.kind}: {provider}: {outcome}", now=now, settings=settings)
         case Kind.THROTTLED:
-            if another and message.priority <= Priority.URGENT and _may_change_provider(message):
+            if another and _is_awaited(message) and _may_change_provider(message):
                 return None
             reason = f"throttled: {provider}: {outcome}"
             return back(message, reason, now=now, settings=settings, until=throttled_until)
@@ -132,8 +132,8 @@ def late(verdict: Verdict | None, *, now: datetime) -> Verdict:
 
 def window_seconds(message: Message, *, settings: Settings) -> float | None:
     """How long a message waits for proof after the uncertain handover that it just had; None: for a person."""
-    if message.claimed_from == Status.DEAD:
-        return None  # sent directly: its caller waited for it, and was told or is gone
+    if _is_direct(message):
+        return None  # its caller waited for it, and was told or is gone
     policy = settings.policy_for(message.stream)
     if policy.uncertain == "hold" or message.uncertain_count + 1 >= SECOND_UNCERTAIN:
         return None
@@ -160,6 +160,15 @@ def _deferred(message: Message, outcome: Outcome, *, now: datetime, settings: Se
     else:
         reason = f"lifetime: given up {lifetime_seconds:g} s after its first deferral; the last: {outcome}"
     return Verdict(Status.DEAD, reason, spends_attempt=True)
+
+
+def _is_direct(message: Message) -> bool:
+    """Whether it is sent by `send_direct_email()`, whose caller waits."""
+    return message.claimed_from == Status.DEAD
+
+
+def _is_awaited(message: Message) -> bool:
+    return message.priority <= Priority.URGENT or _is_direct(message)
 
 
 def _may_change_provider(message: Message) -> bool:

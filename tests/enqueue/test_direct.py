@@ -52,11 +52,12 @@ def test_it_is_sent_when_the_call_returns(providers):
     assert [(a.number, a.provider, a.outcome) for a in message.attempts.all()] == [(1, "first", "accepted")]
 
 
-def test_another_provider_takes_over(providers):
-    providers(first={"script": ["unavailable"]})
+@pytest.mark.parametrize("word", ["unavailable", "misconfigured", "throttled"])
+def test_another_provider_takes_over(providers, word):
+    providers(first={"script": [word]})
     message = send_direct_email(*MAIL)
     assert (message.status, message.provider) == ("sent", "second")
-    assert [a.outcome for a in message.attempts.all()] == ["unavailable", "accepted"]
+    assert [a.outcome for a in message.attempts.all()] == [word, "accepted"]
 
 
 def test_a_provider_can_be_named(providers):
