@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator
 
@@ -17,6 +18,8 @@ BYTES_IN_HAND = 8_000_000
 
 To render a mail takes up to eight times its size, for a moment.
 """
+COMPOSING_SECONDS = 1.0
+"""After which no more is composed in this turn of the loop: what has ended meanwhile waits to be recorded."""
 
 
 class Stock:
@@ -54,8 +57,9 @@ class Stock:
         is_full = False
         planned: Counter[str] = Counter()
         ready_count = 0
+        ends_at = time.monotonic() + COMPOSING_SECONDS
         for item in self._items:
-            if ready_count >= self.team.size:
+            if ready_count >= self.team.size or time.monotonic() >= ends_at:
                 break
             if not self._has_room(item, planned):
                 continue

@@ -11,6 +11,7 @@ import pytest
 from django.core.management import call_command
 
 from mailengine import dispatch_slice, queue_job, queue_mail
+from mailengine.models import Message
 from mailengine.pipeline import compose, composer, stock
 from mailengine.pipeline.composer import Composer
 from mailengine.testing import FakeProvider
@@ -99,6 +100,29 @@ def test_the_words_of_large_mail_are_in_memory_only_so_much_at_a_time(under_way,
 
     assert statuses() == {"sent": 12}
     assert max(alive) <= 3  # the last one was loaded before there was room for it
+
+
+def test_what_has_ended_is_recorded_however_slow_the_storage_is(configure, provider, monkeypatch):
+    """Else its lease may end meanwhile, and others send it again."""
+    configure(CONNECTIONS=4)
+    monkeypatch.setattr(stock, "COMPOSING_SECONDS", 0.05)
+    for number in range(12):
+        queue_mail(*MAIL, [f"u{number}@example.org"], attachments=[("a.bin", bytes([number]))])
+    read = compose.Attachment.read
+    accepted, left = [set()], []
+
+    def slowly(self):
+        left.append(accepted[-1] - set(Message.objects.filter(status="sent").values_list("recipient", flat=True)))
+        accepted.append({email.to[0] for email in provider.accepted})
+        time.sleep(0.1)
+        return read(self)
+
+    monkeypatch.setattr(compose.Attachment, "read", slowly)
+
+    dispatch_slice()
+
+    assert statuses() == {"sent": 12}
+    assert not any(left), left
 
 
 def test_the_file_of_a_job_is_read_once(under_way, monkeypatch):
