@@ -49,7 +49,8 @@ class Words:
     @property
     def loaded_size(self) -> int:
         """What is in memory of it: its words, about so many bytes."""
-        return len(self.content.text) + len(self.content.html)
+        further = [words for words, _mimetype in self.content.extras.get("alternatives", ())]
+        return sum(map(len, [self.content.text, self.content.html, *further]))
 
     @property
     def size(self) -> int:

@@ -8,9 +8,10 @@ import time
 import weakref
 
 import pytest
+from django.core.mail import EmailMultiAlternatives
 from django.core.management import call_command
 
-from mailengine import dispatch_slice, queue_job, queue_mail
+from mailengine import dispatch_slice, queue_job, queue_mail, queue_message
 from mailengine.models import Message
 from mailengine.pipeline import compose, composer, stock
 from mailengine.pipeline.composer import Composer
@@ -25,7 +26,10 @@ MAIL = "News", "Read this.", "desk@example.org"
 
 @pytest.fixture
 def under_way(configure, monkeypatch):
-    """How many bytes of files each handover met that were under way, its own included; four connections."""
+    """How many bytes of files and further alternatives each handover met that were under way, its own included.
+
+    There are four connections.
+    """
     FakeProvider.reset()
     configure(CONNECTIONS=4)
     lock, current, seen = threading.Lock(), [], []
@@ -33,6 +37,7 @@ def under_way(configure, monkeypatch):
 
     def slowly(self, emails):
         size = sum(len(content) for email in emails for _name, content, _type in email.attachments)
+        size += sum(len(content) for email in emails for content, _type in email.alternatives)
         with lock:
             current.append(size)
             seen.append(sum(current))
@@ -65,6 +70,18 @@ def test_one_that_is_larger_than_the_room_goes_alone(under_way, monkeypatch):
     dispatch_slice()
 
     assert (statuses(), max(under_way)) == ({"sent": 3}, 300_000)
+
+
+def test_all_its_words_count(under_way, monkeypatch):
+    monkeypatch.setattr(stock, "BYTES_IN_HAND", 500_000)
+    for number in range(6):
+        email = EmailMultiAlternatives(*MAIL, [f"u{number}@example.org"])
+        email.attach_alternative(f"{number}" * 200_000, "text/x-amp-html")
+        queue_message(email)
+
+    dispatch_slice()
+
+    assert (statuses(), max(under_way)) == ({"sent": 6}, 400_000)
 
 
 def test_small_mail_does_not_wait_behind_large_mail(under_way, monkeypatch):
