@@ -153,6 +153,9 @@ NUMBERS = {
 }
 """The smallest value each number may have."""
 
+MOST = 3_650 * DAY
+"""The largest value of any of them: seconds beyond that lead to dates that no database knows."""
+
 _WHOLE = {"CONNECTIONS", "CLAIM_BATCH", "MAX_ATTEMPTS", "UNHEALTHY_THRESHOLD", "HEALTHY_THRESHOLD"}
 _TOP = {f.name.upper() for f in fields(Settings)}
 _PROVIDER = {"CONNECTIONS"}
@@ -318,10 +321,12 @@ def _is_number(name: str, value: object, *, where: str, found: list[Problem]) ->
     if value is None and name == "UNCERTAIN_WINDOW_SECONDS":
         return True
     kinds = (int,) if name in _WHOLE else (int, float)
-    if isinstance(value, kinds) and not isinstance(value, bool) and least <= value < float("inf"):
+    if isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= MOST:
         return True
     kind = "a whole number" if name in _WHOLE else "a number"
-    found.append(Problem(f"{where}[{name!r}] is {value!r}.", f"It is {kind}, {least} or more."))
+    is_too_much = isinstance(value, (int, float)) and MOST < value < float("inf")
+    limits = f"{least} or more, and at most {MOST:,}" if is_too_much else f"{least} or more"
+    found.append(Problem(f"{where}[{name!r}] is {value!r}.", f"It is {kind}, {limits}."))
     return False
 
 

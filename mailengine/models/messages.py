@@ -102,7 +102,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
     # What to look for
 
     def due(self, *, since_seconds: float = 0) -> MessageQuerySet:
-        """Messages whose time has come, or had come so many seconds ago."""
+        """Messages whose time has come, or had come so many seconds ago; below 0: will have come by then."""
         return self.filter(available_at__lte=db_now(-since_seconds))
 
     def waiting(self) -> MessageQuerySet:

@@ -32,10 +32,10 @@ class Claims:
         """Whether anything is due that is this run's business."""
         return self._due().exists()
 
-    def is_blocked(self) -> bool:
-        """Whether mail is due that no provider can take now."""
+    def is_blocked(self, *, in_seconds: float = 0) -> bool:
+        """Whether mail is due, or will be then, that no provider can take now."""
         can_go = self._can_go()
-        return can_go is not None and self._due().exclude(can_go).exists()
+        return can_go is not None and self._due(in_seconds=in_seconds).exclude(can_go).exists()
 
     def batch(self, *, most: int | None) -> int:
         """How many to claim at once, and no more than `most`."""
@@ -56,7 +56,7 @@ class Claims:
             self._urgent_mail[question] = Asked(urgent.filter(status__in=self.statuses).due())
         return self._take(urgent, lease, limit=limit) if self._urgent_mail[question].is_any() else None
 
-    def take_suspect(self, lease: Lease, *, limit: int) -> Claim | None:
+    def take_suspect_or_more_urgent(self, lease: Lease, *, limit: int) -> Claim | None:
         """The most urgent of those that may have killed their workers; or first what goes before it."""
         suspect = min(self.suspects, key=lambda message: message.priority)
         if claim := self.take_more_urgent(lease, than=suspect.priority, limit=limit):
@@ -78,8 +78,8 @@ class Claims:
         messages = candidates.claim(lease, statuses=self.statuses, seconds=self.settings.lease_seconds, limit=limit)
         return Claim(messages, lease, is_suspect) if messages else None
 
-    def _due(self) -> MessageQuerySet:
-        return self._of_our_streams().filter(status__in=self.statuses).due()
+    def _due(self, *, in_seconds: float = 0) -> MessageQuerySet:
+        return self._of_our_streams().filter(status__in=self.statuses).due(since_seconds=-in_seconds)
 
     def _candidates(self) -> MessageQuerySet:
         """What some provider can take now, suspects apart."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import Generic, TypeVar
 from uuid import UUID
 
 from django.db import Error as DatabaseFault
@@ -28,10 +29,12 @@ from .verdict import back
 
 logger = logging.getLogger("mailengine.dispatch")
 
-WORDS_KEPT = 16
-"""Contents that a run keeps loaded."""
+T = TypeVar("T")
+
 BYTES_KEPT = 8_000_000
-"""Of files, and as many of contents, for the next message that has them; more only when one alone is larger."""
+"""Of words, and as much of files, for the next message that has them; more only when one alone is larger."""
+ROW_BYTES = 4_000
+"""What the row of a content takes in memory, its words apart."""
 ALIKE_FAILURES = 5
 """Messages of a job in a row that can't be composed for the same reason: then the job is at fault, not they."""
 REASON_LENGTH = 400
@@ -47,15 +50,41 @@ class Streak:
     ids: set[UUID] = field(default_factory=set)
 
 
+class Kept(Generic[T]):
+    """The values that were asked for last, as many as take `BYTES_KEPT` together."""
+
+    def __init__(self) -> None:
+        self._values: dict[object, tuple[T, int]] = {}
+        """The longest unused first."""
+
+    def get(self, key: object) -> T | None:
+        found = self._values.pop(key, None)
+        if found is None:
+            return None
+        self._values[key] = found
+        return found[0]
+
+    def make_room(self, size: int) -> None:
+        kept = sum(size for _value, size in self._values.values())
+        while self._values and kept + size > BYTES_KEPT:
+            kept -= self._values.pop(next(iter(self._values)))[1]
+
+    def keep(self, key: object, value: T, *, size: int) -> None:
+        self.make_room(size)
+        self._values[key] = value, size
+
+    def clear(self) -> None:
+        self._values.clear()
+
+
 class Composer:
     """Composes the messages of a run; the words they share are loaded once."""
 
     def __init__(self, settings: Settings, health: Health) -> None:
         self.settings = settings
         self.health = health
-        self._words: dict[int, Words] = {}
-        self._files: dict[str, bytes] = {}
-        """By SHA-256, the longest unused first."""
+        self._words: Kept[Words] = Kept()
+        self._files: Kept[bytes] = Kept()
         self._streaks: dict[int, Streak] = {}
         """By job."""
         self._good_jobs: set[int] = set()
@@ -145,21 +174,16 @@ class Composer:
         words = self._words.get(content_id)
         if words is None:
             words = load_words(content_id)
-            kept = sum(each.loaded_size for each in self._words.values())
-            while self._words and (len(self._words) >= WORDS_KEPT or kept + words.loaded_size > BYTES_KEPT):
-                kept -= self._words.pop(next(iter(self._words))).loaded_size
-            self._words[content_id] = words
+            self._words.keep(content_id, words, size=words.loaded_size + ROW_BYTES)
         return words
 
     def _read(self, attachment: Attachment) -> bytes:
-        """The bytes of a file, of which the last ones are kept: a job's messages have the same."""
-        data = self._files.pop(attachment.sha256, None)
+        """The bytes of a file: a job's messages have the same."""
+        data = self._files.get(attachment.sha256)
         if data is None:
-            kept = sum(map(len, self._files.values()))
-            while self._files and kept + attachment.size > BYTES_KEPT:
-                kept -= len(self._files.pop(next(iter(self._files))))
+            self._files.make_room(attachment.size)
             data = attachment.read()
-        self._files[attachment.sha256] = data
+            self._files.keep(attachment.sha256, data, size=len(data))
         return data
 
     # Jobs

@@ -44,6 +44,10 @@ from .verdict import window_seconds
 logger = logging.getLogger("mailengine.dispatch")
 
 HEARTBEAT_SECONDS = 10.0
+LOOK_AGAIN_SECONDS = 1.0
+"""How long after finding nothing to claim a run that goes on for other reasons looks again."""
+LONGEST_MOMENT_SECONDS = 5.0
+"""A provider that wants to be left alone for no longer than this is waited for; later it is the next run's."""
 WAIT_SECONDS = 0.2
 """How long the loop waits for a handover to end before it looks at the clock and the stop event again."""
 BEGUN_TOO_LATE = Outcome(
@@ -125,7 +129,8 @@ class Dispatcher:
         self.direct: Claim | None = None
         """The one message of `run_direct()`."""
         self.is_dry = False
-        """Whether there was nothing left to claim."""
+        """Whether there was nothing left to claim when it last looked."""
+        self.looked_at = 0.0
         self.saw_mail = False
         self.heartbeat_at = 0.0
         self.alarms: list[Thread] = []
@@ -240,10 +245,24 @@ class Dispatcher:
     def _is_done(self) -> bool:
         if self.in_flight:
             return False
-        is_through = self.is_dry and not self.stock and (not self.claims.suspects or self._batch() <= 0)
-        return is_through or self._must_stop()
+        return self._is_through() or self._must_stop()
+
+    def _is_through(self) -> bool:
+        """Whether there is nothing left to do, nor will be in a moment."""
+        if not self.is_dry or self.stock or (self.claims.suspects and self._batch() > 0):
+            return False
+        if self.ledger.is_direct or self.worker is None or self._left == 0:
+            return True
+        # A provider that asks for a moment is waited for: by the second, where it limits us by the second.
+        ends = [seconds for seconds in self.health.throttle_ends() if seconds <= LONGEST_MOMENT_SECONDS]
+        seconds_since_look = time.monotonic() - self.looked_at
+        if any(-seconds_since_look <= seconds <= 0 for seconds in ends):
+            return False  # it takes mail again, and nobody has looked since
+        soon = [seconds for seconds in ends if seconds > 0]
+        return not soon or not self.claims.is_blocked(in_seconds=min(soon) + LOOK_AGAIN_SECONDS)
 
     def _must_stop(self) -> bool:
+        """Whether this run may begin nothing more; the report says why."""
         if self.stop.is_set():
             self.report.stopped = "signal"
             self.stopped_at = min(self.stopped_at, time.monotonic())
@@ -259,7 +278,7 @@ class Dispatcher:
             return 0
         if pause_seconds := self.health.pause_seconds:
             return min(pause_seconds, WAIT_SECONDS)
-        if not self.in_flight:
+        if not self.in_flight and (self.stock or not self.is_dry):
             return 0
         return 0 if self.stock.can_begin() and not self._must_stop() else WAIT_SECONDS
 
@@ -452,9 +471,14 @@ class Dispatcher:
             return None
         limit = self._batch()
         if self.claims.suspects and limit > 0:
-            return None if self.in_flight or self.stock else self.claims.take_suspect(self._lease(), limit=limit)
-        if self.is_dry:
+            return (
+                None
+                if self.in_flight or self.stock
+                else self.claims.take_suspect_or_more_urgent(self._lease(), limit=limit)
+            )
+        if self.is_dry and time.monotonic() < self.looked_at + LOOK_AGAIN_SECONDS:
             return None
+        self.looked_at = time.monotonic()
         if limit <= 0:
             # What is in flight may close a circuit, or come back; then there is more to do.
             self.is_dry = not self.in_flight and not self.stock

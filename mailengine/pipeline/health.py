@@ -132,6 +132,11 @@ class Health:
         most = self._pace.room(alias)
         return min(most, promotion.room(self._states[alias].refusals) or most)
 
+    def throttle_ends(self) -> list[float]:
+        """In how many seconds each provider that asked us to slow down takes mail again; below 0: that is over."""
+        ends = [state.circuit.throttled_until for state in self._states.values()]
+        return [(end - self.now).total_seconds() for end in ends if end is not None]
+
     @property
     def pause_seconds(self) -> float:
         """For how long nothing may begin yet, since this host failed; 0 when all is well."""

@@ -149,6 +149,7 @@ class Ledger:
         Attempt.objects.end_many(((item.message.pk, item.number, outcome) for item, outcome in ended), now=now)
         elsewhere, sent = [], []
         for item, outcome in ended:
+            item.message.provider = item.provider  # not the one it was to go to next, had that been committed
             if is_unclassified(outcome):
                 extra = {"message_id": str(item.message.pk), "provider": item.provider}
                 logger.error("message %s: %s, which nobody foresaw", item.message.pk, outcome.code, extra=extra)

@@ -61,7 +61,7 @@ class Stock:
         for item in self._items:
             if ready_count >= self.team.size or time.monotonic() >= ends_at:
                 break
-            if not self._has_room(item, planned):
+            if not self._reserve(item, planned):
                 continue
             if not item.is_ready:
                 self.composer.weigh(item)
@@ -77,7 +77,7 @@ class Stock:
     def can_begin(self) -> bool:
         """Whether `take()` would give anything."""
         planned = Counter(self.team.in_flight)
-        return self.team.idle_count > 0 and any(item.is_ready and self._has_room(item, planned) for item in self._items)
+        return self.team.idle_count > 0 and any(item.is_ready and self._reserve(item, planned) for item in self._items)
 
     def take(self) -> list[Item]:
         """Take out what can begin now: as many as there are idle senders."""
@@ -86,7 +86,7 @@ class Stock:
         planned = Counter(self.team.in_flight)
         while self._items and len(taken) < self.team.idle_count:
             item = self._items.popleft()
-            is_next = item.is_ready and self._has_room(item, planned)
+            is_next = item.is_ready and self._reserve(item, planned)
             (taken if is_next else kept).append(item)
         self.put_first(kept)
         return taken
@@ -98,8 +98,8 @@ class Stock:
             self._items = deque(item for item in self._items if item.lease.is_trusted)
         return gone
 
-    def _has_room(self, item: Item, planned: Counter[str]) -> bool:
-        """Whether the provider that it would go to may have one more handover here than `planned`, which it joins."""
+    def _reserve(self, item: Item, planned: Counter[str]) -> bool:
+        """Count it among those that are `planned`, unless the provider that it would go to has no room for it."""
         choice = None if item.verdict else self.health.choose(item.message, tried=item.tried)
         if choice is None:
             return True

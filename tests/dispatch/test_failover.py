@@ -9,8 +9,11 @@ import pytest
 from django.core import mail
 from django.core.management import call_command
 
+from mailengine import dispatch_slice
 from mailengine.conf import get_settings
 from mailengine.models import Message, ProviderState
+from mailengine.outcomes import Kind, Outcome
+from mailengine.pipeline.dispatch import Dispatcher
 from mailengine.pipeline.health import Health
 from mailengine.providers.choose import Choice
 from mailengine.testing import FakeProvider
@@ -351,3 +354,40 @@ def test_no_mail_reaches_the_outbox_of_the_test_runner(configure):
     queue()
     send()
     assert not getattr(mail, "outbox", [])
+
+
+SEPARATE = {"transactional": {"PROVIDERS": ["relay"]}, "bulk": {"PROVIDERS": ["spare"]}}
+
+
+def test_a_run_waits_for_a_provider_that_asks_for_a_moment(configure, handed_over):
+    """It has time for it, and the mail of other streams is not kept waiting meanwhile."""
+    configure({"relay": {}, "spare": {}}, STREAMS=SEPARATE, CONNECTIONS=1)
+    asked = []
+
+    def now_and_then(alias, email):
+        asked.append(alias)
+        is_limit = alias == "relay" and asked.count("relay") % 2 == 0
+        return Outcome(Kind.THROTTLED, retry_after_seconds=2.5) if is_limit else Outcome(Kind.ACCEPTED)
+
+    def queue_bulk(report):
+        if len(asked) == 2 and not Message.objects.filter(stream="bulk").exists():
+            queue("bulk@example.org", stream="bulk")
+
+    handed_over(now_and_then)
+    queue_many(3)
+
+    report = Dispatcher("send_mail", max_time=20, on_progress=queue_bulk).run()
+
+    assert (statuses(), report.stopped) == ({"sent": 4}, "done")
+    assert asked == ["relay", "relay", "spare", "relay", "relay", "relay"]
+
+
+def test_a_run_does_not_wait_for_what_comes_after_its_end(configure, handed_over):
+    configure()
+    handed_over(lambda alias, email: Outcome(Kind.THROTTLED, retry_after_seconds=100.0))
+    queue_many(2)
+
+    report = dispatch_slice(max_time=20)
+
+    assert (statuses(), report.stopped, report.is_blocked) == ({"queued": 2}, "done", True)
+    assert report.seconds < 20
