@@ -39,6 +39,7 @@ from .log import Log
 from .postgres import Cluster
 from .providers import expect
 from .servers import Server, copy_tree
+from .sinks import SMTPSink
 from .standby import Standby
 from .workers import Worker
 from .world import UNHURRIED, World
@@ -298,11 +299,13 @@ def failover(world: World, random: Random) -> None:
         late = [enqueue(number, priority=random.choice([Priority.HIGH, Priority.NORMAL])) for number in range(20)]
         connection.close()
         time.sleep(5)
-        standby.take_over()
+        world.cluster.stop("immediate")
         world.fault_count += 1
+        _wait_until_quiet(sink)
+        sink.log = world.log
+        standby.take_over()
         if not all(worker.is_alive for worker in crew):
             raise Missed("they were through")
-        sink.log = world.log
         wire.down()
         for worker in crew:
             assert worker.wait() == 0, worker.err
@@ -322,6 +325,14 @@ def failover(world: World, random: Random) -> None:
         "in the lag are gone with it"
     )
     expect(world.statuses(), {"sent": len(world.acked)})
+
+
+def _wait_until_quiet(sink: SMTPSink) -> None:
+    """Until it has taken what was under way: without the database nothing begins."""
+    before = -1
+    while before != sink.accepted_count:
+        before = sink.accepted_count
+        time.sleep(0.5)
 
 
 # It is a file

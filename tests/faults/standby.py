@@ -30,8 +30,7 @@ class Standby(Cluster):
         wait_until(lambda: _ask(self.port, f"SELECT pg_last_wal_replay_lsn() >= '{lsn}'"), what="the replica")
 
     def take_over(self) -> None:
-        """The primary crashes for good, and this one goes on in its place, with what it has."""
-        self.primary.stop("immediate")
+        """The primary is gone for good; this one goes on in its place, with what it has."""
         self.stop()
         self.data, self.primary.data = self.primary.data, self.data
         self.folder, self.primary.folder = self.primary.folder, self.folder
