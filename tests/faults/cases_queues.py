@@ -196,7 +196,7 @@ def a_million(world: World, random: Random) -> None:
     job = MessageJob.objects.get()
     expander = world.worker("process_mail_jobs", "--max-time=3000", before=crowd(1_000_000))
     memory, progress = MemoryWatch(expander), _Progress(job)
-    meanwhile = Hurry(world, 20)
+    meanwhile = Hurry(world, 10)
     world.wait_until(lambda: cursor_of(job) > 0, what="the first piece")
     world.keep_working(1, "send_mail", until=lambda: progress.look() and meanwhile(), seconds=900)
     if not expander.is_alive:
