@@ -20,12 +20,11 @@ DAY = 86_400
 URGENT = 0
 """`Priority.URGENT`, needed below the models."""
 
-STRATEGIES = ("ordered", "sticky")
+STRATEGIES = ("ordered", "sticky", "weighted", "spread")
 UNCERTAIN_POLICIES = ("resend", "hold")
 LATER = {
-    "PROVIDERS": {"WEIGHT", "RATE", "ALLOWED_SENDERS", "BATCH"},
+    "PROVIDERS": {"RATE", "ALLOWED_SENDERS", "BATCH"},
     "STREAMS": {"SHARE", "FAILOVER", "KICK", "UNDO_SECONDS"},
-    "STRATEGY": ("weighted", "spread"),
 }
 """Names that the documentation promises for a later version: known, but without effect so far, and a check says so."""
 
@@ -37,6 +36,8 @@ class ProviderPolicy:
     alias: str
     connections: int | None = None
     """Sends in flight at once in one process; None: as many as the process has."""
+    weight: int = 1
+    """Its share among the healthy, with the strategy `"weighted"`; with 0 it only stands in for others."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ SHORTEST_TRUST_SECONDS = 5.0
 
 NUMBERS = {
     "CONNECTIONS": 1,
+    "WEIGHT": 0,
     "CLAIM_BATCH": 1,
     "LEASE_SECONDS": 1,
     "SEND_DEADLINE_SECONDS": 0.1,
@@ -156,9 +158,9 @@ NUMBERS = {
 MOST = 3_650 * DAY
 """The largest value of any of them: seconds beyond that lead to dates that no database knows."""
 
-_WHOLE = {"CONNECTIONS", "CLAIM_BATCH", "MAX_ATTEMPTS", "UNHEALTHY_THRESHOLD", "HEALTHY_THRESHOLD"}
+_WHOLE = {"CONNECTIONS", "WEIGHT", "CLAIM_BATCH", "MAX_ATTEMPTS", "UNHEALTHY_THRESHOLD", "HEALTHY_THRESHOLD"}
 _TOP = {f.name.upper() for f in fields(Settings)}
-_PROVIDER = {"CONNECTIONS"}
+_PROVIDER = {"CONNECTIONS", "WEIGHT"}
 _STREAM = {"PROVIDERS", "PRIORITY", "STRATEGY", "LIFETIME_SECONDS", "UNCERTAIN", "UNCERTAIN_WINDOW_SECONDS"}
 PRIORITIES = {"URGENT": 0, "HIGH": 10, "NORMAL": 20, "LOW": 30, "BULK": 40}
 
@@ -244,8 +246,9 @@ def _providers(raw: object, found: list[Problem]) -> dict[str, ProviderPolicy]:
             found.append(Problem(f"{where} is {entry!r}.", "It is a dictionary, empty for the defaults."))
             entry = {}
         found.extend(_unknown(entry, known=_PROVIDER, where=where, later=LATER["PROVIDERS"]))
-        if "CONNECTIONS" in entry and _is_number("CONNECTIONS", entry["CONNECTIONS"], where=where, found=found):
-            policy = replace(policy, connections=entry["CONNECTIONS"])
+        for name in ("CONNECTIONS", "WEIGHT"):
+            if name in entry and _is_number(name, entry[name], where=where, found=found):
+                policy = replace(policy, **{name.lower(): entry[name]})
         policies[alias] = policy
     return policies
 
@@ -333,9 +336,5 @@ def _is_number(name: str, value: object, *, where: str, found: list[Problem]) ->
 def _is_strategy(value: object, *, where: str, found: list[Problem]) -> bool:
     if value in STRATEGIES:
         return True
-    if value in LATER["STRATEGY"]:
-        hint = f"This version has {' and '.join(STRATEGIES)}; mail goes out as with 'ordered'."
-        found.append(Problem(f"{where} is {value!r}, which has no effect in this version.", hint, serious=False))
-    else:
-        found.append(Problem(f"{where} is {value!r}.", did_you_mean(value, STRATEGIES).strip()))
+    found.append(Problem(f"{where} is {value!r}.", did_you_mean(value, STRATEGIES).strip()))
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from ..conf import Settings, get_settings
 from ..models import Message, ProviderState
 from ..models.messages import Status
 from ..outcomes import Outcome
-from ..providers.choose import Candidate, Choice, choose, in_preference
+from ..providers.choose import Candidate, Choice, Shares, choose, in_preference
 from . import promotion
 from .alerts import Alert, about_provider
 from .pace import Pace
@@ -51,6 +52,9 @@ class Health:
         self._pace = Pace(settings)
         self._others_wait: dict[tuple[str, bool], bool] = {}
         """What it has said, for one turn of the loop."""
+        self._shares = Shares()
+        self._leads: dict[tuple[str, ...], str] = {}
+        """By the providers of a stream: the one that this run has drawn to go first."""
         self._to_tell: dict[str, tuple[Alert, datetime]] = {}
         """By provider: the alert that is this process's to tell, and until when it is."""
 
@@ -93,9 +97,18 @@ class Health:
         """Whether a provider that this message has not been to can take it now."""
         return choose(self._in_preference(message.stream), now=self.now, tried=tried) is not None
 
-    def choose(self, message: Message, *, tried: Collection[str]) -> Choice | None:
-        """Where this message goes now, or None."""
+    def choose(
+        self, message: Message, *, tried: Collection[str], planned: Mapping[str, int] | None = None, first: str = ""
+    ) -> Choice | None:
+        """Where this message goes now, or None.
+
+        `planned` are handovers to each provider that are about to begin; `first` goes before the others, if it can.
+        """
         candidates = self._in_preference(message.stream)
+        if self.is_shared(message.stream):
+            candidates = self._shares.in_turn(candidates, now=self.now, planned=planned or {})
+        if first:
+            candidates.sort(key=lambda candidate: candidate.alias != first)
         if message.uncertain_count and message.priority > 0:  # it may be there already: nowhere else
             candidates = [candidate for candidate in candidates if candidate.alias == message.provider]
         now = self.now
@@ -148,9 +161,23 @@ class Health:
 
     def _in_preference(self, stream: str) -> list[Candidate]:
         """The providers of a stream, best first."""
-        known = {alias: Candidate(alias, state.circuit, state.took_over_at) for alias, state in self._states.items()}
+        known = {
+            alias: Candidate(alias, state.circuit, state.took_over_at, self.settings.provider(alias).weight)
+            for alias, state in self._states.items()
+        }
         aliases = self.settings.aliases_for(stream)
-        return in_preference(aliases, strategy=self.settings.strategy_for(stream), known=known)
+        strategy = self.settings.strategy_for(stream)
+        lead = self._leads.setdefault(aliases, random.choice(aliases)) if strategy == "spread" and aliases else ""  # noqa: S311
+        return in_preference(aliases, strategy=strategy, known=known, lead=lead)
+
+    def is_shared(self, stream: str) -> bool:
+        """Whether its providers share it by their weights."""
+        return self.settings.strategy_for(stream) == "weighted"
+
+    def note_begun(self, message: Message, alias: str) -> None:
+        """A handover of it to this provider begins: it counts for its share."""
+        if self.is_shared(message.stream):
+            self._shares.note(alias, self._in_preference(message.stream), now=self.now)
 
     # What changes
 

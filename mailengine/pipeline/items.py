@@ -38,6 +38,8 @@ class Item:
     """Providers that it was at in this claim."""
     refused_by: set[str] = field(default_factory=set)
     """Those of them that won't have it, for a reason of their own."""
+    reserved: str = ""
+    """The provider that has room for it, if it begins now."""
     provider: str = ""
     """Where it is, once begun."""
     number: int = 0

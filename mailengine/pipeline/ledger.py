@@ -71,6 +71,7 @@ class Ledger:
             if verdict is not None:
                 self.conclude(item, verdict)
             else:
+                self.health.note_begun(item.message, item.provider)
                 item.number = record.last_number + 1
                 item.message.provider = item.provider
                 self._set_key(item, series)
@@ -106,7 +107,7 @@ class Ledger:
         """Set the item's provider, or say what becomes of it when none can take it now."""
         others = set(self.settings.providers) - {item.message.provider} if item.must_stay else set()
         passed_over = item.tried | others
-        choice = self.health.choose(item.message, tried=passed_over)
+        choice = self.health.choose(item.message, tried=passed_over, first=item.reserved)
         while choice is not None and choice.is_probe and not self.health.start_probe(choice.alias):
             # Another process was quicker. Not asked again: a repeatable read shows the probe as due all along.
             passed_over.add(choice.alias)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from .composer import Composer
 from .health import Health
@@ -61,7 +61,7 @@ class Stock:
         for item in self._items:
             if ready_count >= self.team.size or time.monotonic() >= ends_at:
                 break
-            if not self._reserve(item, planned):
+            if not self._reserve(item, planned, busy={}):
                 continue
             if not item.is_ready:
                 self.composer.weigh(item)
@@ -76,17 +76,19 @@ class Stock:
 
     def can_begin(self) -> bool:
         """Whether `take()` would give anything."""
-        planned = Counter(self.team.in_flight)
-        return self.team.idle_count > 0 and any(item.is_ready and self._reserve(item, planned) for item in self._items)
+        planned: Counter[str] = Counter()
+        return self.team.idle_count > 0 and any(
+            item.is_ready and self._reserve(item, planned, busy=self.team.in_flight) for item in self._items
+        )
 
     def take(self) -> list[Item]:
         """Take out what can begin now: as many as there are idle senders."""
         taken: list[Item] = []
         kept: list[Item] = []
-        planned = Counter(self.team.in_flight)
+        planned: Counter[str] = Counter()
         while self._items and len(taken) < self.team.idle_count:
             item = self._items.popleft()
-            is_next = item.is_ready and self._reserve(item, planned)
+            is_next = item.is_ready and self._reserve(item, planned, busy=self.team.in_flight)
             (taken if is_next else kept).append(item)
         self.put_first(kept)
         return taken
@@ -98,14 +100,23 @@ class Stock:
             self._items = deque(item for item in self._items if item.lease.is_trusted)
         return gone
 
-    def _reserve(self, item: Item, planned: Counter[str]) -> bool:
-        """Count it among those that are `planned`, unless the provider that it would go to has no room for it."""
-        choice = None if item.verdict else self.health.choose(item.message, tried=item.tried)
-        if choice is None:
-            return True
-        if planned[choice.alias] >= self.health.room(choice.alias):
-            return False
-        planned[choice.alias] += 1
+    def _reserve(self, item: Item, planned: Counter[str], *, busy: Mapping[str, int]) -> bool:
+        """Count it among the handovers that are `planned`, unless the provider that it would go to has no room for it.
+
+        `busy` are those under way. Where providers share a stream, the next one that has room takes it.
+        """
+        full: set[str] = set()
+        while not item.verdict:
+            choice = self.health.choose(item.message, tried=item.tried | full, planned=planned)
+            if choice is None or (full and not self.health.settings.provider(choice.alias).weight):
+                return not full  # one that only stands in for others does not do so for want of room
+            if busy.get(choice.alias, 0) + planned[choice.alias] < self.health.room(choice.alias):
+                planned[choice.alias] += 1
+                item.reserved = choice.alias
+                return True
+            if not self.health.is_shared(item.message.stream):
+                return False
+            full.add(choice.alias)
         return True
 
 

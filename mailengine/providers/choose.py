@@ -1,12 +1,16 @@
 """Which provider carries the next message: values in, an alias out.
 
-`"ordered"` takes the first in the order of the settings, `"sticky"` the one that worked last; either passes over those
-that can't be used now. What a message has tried already in this claim is passed over too.
+`"ordered"` takes the first in the order of the settings, `"sticky"` the one that worked last, `"spread"` one that each
+run draws for itself, `"weighted"` the one that is furthest behind its share. All pass over those that can't be used
+now, and over those that a message has tried already in this claim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+import random
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -21,6 +25,8 @@ class Candidate:
     circuit: Circuit
     took_over_at: datetime | None = None
     """When it last became the one that works, for `"sticky"`."""
+    weight: int = 1
+    """Its share, for `"weighted"`; with 0 it only stands in for others."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +37,49 @@ class Choice:
     is_probe: bool = False
 
 
-def in_preference(aliases: Sequence[str], *, strategy: str, known: Mapping[str, Candidate]) -> list[Candidate]:
-    """The candidates for one stream, best first."""
+class Shares:
+    """How many messages one process has given to each provider, and who is next by weight.
+
+    Each set of providers that can be used together has its own count, so that one that comes back after an outage
+    makes up for nothing. A process begins at a random place of the cycle: many that send one message each share, too.
+    """
+
+    def __init__(self, *, rng: random.Random | None = None) -> None:
+        self._rng = rng or random.Random()  # noqa: S311  not a secret
+        self._given: dict[frozenset[tuple[str, int]], Counter[str]] = {}
+
+    def note(self, alias: str, candidates: Iterable[Candidate], *, now: datetime) -> None:
+        """This provider, one of these candidates, was given a message."""
+        self._count(_sharing(candidates, now=now))[alias] += 1
+
+    def in_turn(self, candidates: Sequence[Candidate], *, now: datetime, planned: Mapping[str, int]) -> list[Candidate]:
+        """The candidates, the next one first; `planned` are messages that each is about to be given."""
+        sharing = _sharing(candidates, now=now)
+        given = self._count(sharing)
+        following = sorted(sharing, key=lambda c: (given[c.alias] + planned.get(c.alias, 0) + 1) / c.weight)
+        return [*following, *(candidate for candidate in candidates if candidate not in sharing)]
+
+    def _count(self, sharing: Sequence[Candidate]) -> Counter[str]:
+        key = frozenset((candidate.alias, candidate.weight) for candidate in sharing)
+        if key not in self._given:
+            given = self._given[key] = Counter()
+            whole = sum(candidate.weight for candidate in sharing)
+            for _ in range(self._rng.randrange(whole // math.gcd(*(c.weight for c in sharing))) if sharing else 0):
+                given[min(sharing, key=lambda c: (given[c.alias] + 1) / c.weight).alias] += 1
+        return self._given[key]
+
+
+def _sharing(candidates: Iterable[Candidate], *, now: datetime) -> list[Candidate]:
+    return [c for c in candidates if c.weight > 0 and c.circuit.is_usable(now=now)]
+
+
+def in_preference(
+    aliases: Sequence[str], *, strategy: str, known: Mapping[str, Candidate], lead: str = ""
+) -> list[Candidate]:
+    """The candidates for one stream, best first; `lead` is the one that this run has drawn for `"spread"`."""
     candidates = [known[alias] for alias in aliases if alias in known]
+    if strategy == "spread":
+        return sorted(candidates, key=lambda candidate: candidate.alias != lead)
     if strategy != "sticky":
         return candidates
     took_over = {c.took_over_at: c for c in candidates if c.took_over_at is not None}

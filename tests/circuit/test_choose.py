@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime, timedelta, timezone
+from random import Random
 
 import pytest
 
 from mailengine.circuit import Circuit
-from mailengine.providers.choose import Candidate, Choice, choose, in_preference
+from mailengine.providers.choose import Candidate, Choice, Shares, choose, in_preference
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=timezone.utc)
 SOON = NOON + timedelta(seconds=30)
@@ -75,3 +77,56 @@ def test_the_order_of_preference(strategy, took_over, order):
 def test_a_provider_without_a_state_is_left_out():
     known = {"b": Candidate("b", HEALTHY)}
     assert in_preference(["a", "b"], strategy="ordered", known=known) == [known["b"]]
+
+
+def test_the_one_that_a_run_has_drawn_goes_first():
+    known = {alias: Candidate(alias, HEALTHY) for alias in "abc"}
+    assert "".join(c.alias for c in in_preference("abc", strategy="spread", known=known, lead="b")) == "bac"
+
+
+class TestShares:
+    """G16, G37: each next message goes to the one that is furthest behind."""
+
+    def give(self, shares: Shares, candidates: list[Candidate], count: int) -> Counter[str]:
+        given = Counter()
+        for _ in range(count):
+            alias = shares.in_turn(candidates, now=NOON, planned={})[0].alias
+            shares.note(alias, candidates, now=NOON)
+            given[alias] += 1
+        return given
+
+    @pytest.mark.parametrize("seed", range(20))
+    @pytest.mark.parametrize("weights", [(1, 1), (1, 1, 1), (3, 1), (5, 3, 1, 1, 0), (1_000, 1), (6, 4)])
+    def test_each_gets_its_share_at_any_time(self, weights, seed):
+        candidates = [Candidate(alias, HEALTHY, weight=w) for alias, w in zip("abcde", weights, strict=False)]
+        shares, given = Shares(rng=Random(seed)), Counter()
+        for count in range(1, 201):
+            given += self.give(shares, candidates, 1)
+            for candidate in candidates:
+                assert abs(given[candidate.alias] - count * candidate.weight / sum(weights)) < 2
+        assert given["e"] == 0
+
+    def test_runs_of_one_message_share_as_well(self):
+        candidates = [Candidate("a", HEALTHY, weight=3), Candidate("b", HEALTHY, weight=1)]
+        given = Counter()
+        for seed in range(2_000):
+            given += self.give(Shares(rng=Random(seed)), candidates, 1)
+        assert given["b"] == pytest.approx(500, rel=0.15)
+
+    def test_planned_messages_count_as_given(self):
+        candidates = [Candidate("a", HEALTHY), Candidate("b", HEALTHY)]
+        shares = Shares(rng=Random(1))
+        first = shares.in_turn(candidates, now=NOON, planned={})[0].alias
+        assert shares.in_turn(candidates, now=NOON, planned={first: 1})[0].alias != first
+
+    def test_one_that_comes_back_makes_up_for_nothing(self):
+        healthy, resting = Candidate("b", HEALTHY), Candidate("b", RESTING)
+        shares = Shares()
+        self.give(shares, [Candidate("a", HEALTHY), resting], 100)
+        given = self.give(shares, [Candidate("a", HEALTHY), healthy], 100)
+        assert given == {"a": 50, "b": 50}
+
+    def test_what_can_not_be_used_and_what_only_stands_in_comes_last(self):
+        candidates = [Candidate("a", HEALTHY, weight=0), Candidate("b", RESTING), Candidate("c", HEALTHY)]
+        in_turn = Shares().in_turn(candidates, now=NOON, planned={})
+        assert [candidate.alias for candidate in in_turn] == ["c", "a", "b"]

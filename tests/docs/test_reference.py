@@ -16,7 +16,7 @@ from requests import Response
 import mailengine
 from mailengine import errors, models
 from mailengine.backends.smtp import Phase, set_phase
-from mailengine.conf import _PROVIDER, _STREAM, NUMBERS, Settings, StreamPolicy
+from mailengine.conf import _PROVIDER, _STREAM, NUMBERS, ProviderPolicy, Settings, StreamPolicy
 from mailengine.models import Message, MessageJob
 from mailengine.outcomes import Kind
 from mailengine.providers.classify import outcome_of_error
@@ -70,7 +70,9 @@ def test_every_setting_is_on_its_page_with_its_default():
 
 def test_every_setting_of_a_provider_is_on_the_page():
     """G09"""
-    assert_settings("## A provider", _PROVIDER, {"CONNECTIONS": None})
+    plain = ProviderPolicy("own")
+
+    assert_settings("## A provider", _PROVIDER, {name: getattr(plain, name.lower()) for name in _PROVIDER})
 
 
 def test_every_setting_of_a_stream_is_on_the_page():

@@ -215,10 +215,8 @@ def test_an_unknown_provider_or_stream_is_named_with_the_nearest(mailengine):
 @pytest.mark.parametrize(
     "entries",
     [
-        {"PROVIDERS": {"relay": {"WEIGHT": 3}}},
+        {"PROVIDERS": {"relay": {"RATE": "14/s"}}},
         {"STREAMS": {"bulk": {"SHARE": 0.2}}},
-        {"STRATEGY": "weighted"},
-        {"STREAMS": {"bulk": {"STRATEGY": "spread"}}},
     ],
 )
 def test_what_a_later_version_will_know_is_no_error(mailengine, entries):
