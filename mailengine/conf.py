@@ -14,7 +14,8 @@ from typing import Any
 
 from django.conf import settings as django_settings
 
-from .errors import UnknownProvider, UnknownStream, did_you_mean
+from .addresses import parse_address
+from .errors import InvalidAddress, UnknownProvider, UnknownStream, did_you_mean
 
 DAY = 86_400
 URGENT = 0
@@ -23,7 +24,7 @@ URGENT = 0
 STRATEGIES = ("ordered", "sticky", "weighted", "spread")
 UNCERTAIN_POLICIES = ("resend", "hold")
 LATER = {
-    "PROVIDERS": {"RATE", "ALLOWED_SENDERS", "BATCH"},
+    "PROVIDERS": {"RATE", "BATCH"},
     "STREAMS": {"SHARE", "FAILOVER", "KICK", "UNDO_SECONDS"},
 }
 """Names that the documentation promises for a later version: known, but without effect so far, and a check says so."""
@@ -38,6 +39,13 @@ class ProviderPolicy:
     """Sends in flight at once in one process; None: as many as the process has."""
     weight: int = 1
     """Its share among the healthy, with the strategy `"weighted"`; with 0 it only stands in for others."""
+    allowed_senders: tuple[str, ...] | None = None
+    """Addresses (ann@example.org) and domains (@example.org) that it may send as; None: any."""
+
+    def may_send_as(self, address: str) -> bool:
+        """Whether it may, by the `key` of an `Address`."""
+        allowed = self.allowed_senders
+        return allowed is None or address in allowed or f"@{address.rpartition('@')[2]}" in allowed
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,7 @@ MOST = 3_650 * DAY
 
 _WHOLE = {"CONNECTIONS", "WEIGHT", "CLAIM_BATCH", "MAX_ATTEMPTS", "UNHEALTHY_THRESHOLD", "HEALTHY_THRESHOLD"}
 _TOP = {f.name.upper() for f in fields(Settings)}
-_PROVIDER = {"CONNECTIONS", "WEIGHT"}
+_PROVIDER = {"CONNECTIONS", "WEIGHT", "ALLOWED_SENDERS"}
 _STREAM = {"PROVIDERS", "PRIORITY", "STRATEGY", "LIFETIME_SECONDS", "UNCERTAIN", "UNCERTAIN_WINDOW_SECONDS"}
 PRIORITIES = {"URGENT": 0, "HIGH": 10, "NORMAL": 20, "LOW": 30, "BULK": 40}
 
@@ -249,8 +257,30 @@ def _providers(raw: object, found: list[Problem]) -> dict[str, ProviderPolicy]:
         for name in ("CONNECTIONS", "WEIGHT"):
             if name in entry and _is_number(name, entry[name], where=where, found=found):
                 policy = replace(policy, **{name.lower(): entry[name]})
+        if entry.get("ALLOWED_SENDERS") is not None:
+            allowed = _senders(entry["ALLOWED_SENDERS"], where=f'{where}["ALLOWED_SENDERS"]', found=found)
+            policy = replace(policy, allowed_senders=allowed)
         policies[alias] = policy
     return policies
+
+
+def _senders(raw: object, *, where: str, found: list[Problem]) -> tuple[str, ...] | None:
+    """Addresses and domains as `may_send_as()` knows them; None, so that no mail is held up, for nonsense."""
+    items = [raw] if isinstance(raw, str) else raw
+    if not isinstance(items, list) or not items:
+        found.append(Problem(f"{where} is {raw!r}.", "It is a list of addresses and domains, as '@example.org'."))
+        return None
+    senders = []
+    for item in items:
+        text = str(item)
+        try:
+            address = parse_address(f"x{text}" if text.startswith("@") else text)
+        except InvalidAddress:
+            hint = "Give one like 'news@example.org' or '@example.org'."
+            found.append(Problem(f"{where} has {item!r}, which is neither an address nor a domain.", hint))
+            continue
+        senders.append(f"@{address.key.rpartition('@')[2]}" if text.startswith("@") else address.key)
+    return tuple(senders) or None
 
 
 def _streams(raw: object, providers: Mapping[str, ProviderPolicy], found: list[Problem]) -> dict[str, StreamPolicy]:

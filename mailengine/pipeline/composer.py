@@ -13,9 +13,10 @@ from uuid import UUID
 from django.db import Error as DatabaseFault
 from django.db import router, transaction
 
+from ..addresses import Address, parse_address
 from ..conf import Settings
-from ..errors import InvalidMail
-from ..models import Attachment, Message, MessageJob
+from ..errors import InvalidMail, MailengineError
+from ..models import Attachment, Message, MessageJob, Priority
 from ..models.content import attachment_storage
 from ..models.messages import POISON_CLAIMS, Status, Verdict
 from ..outcomes import one_line
@@ -40,6 +41,10 @@ ALIKE_FAILURES = 5
 REASON_LENGTH = 400
 FILES_ASKED_FOR = 10
 """Attachments that the storage is asked for, when it lacks one, to know whether it is there at all."""
+
+
+class NobodyMay(MailengineError):  # noqa: N818  named as the family in errors.py is
+    """No provider of its stream may send as its sender."""
 
 
 @dataclass
@@ -100,8 +105,25 @@ class Composer:
         if item.verdict:
             return
         with self._judging(item):
-            item.email = compose(item.message, self._load(item.message.content_id), read=self._read)
+            email = compose(item.message, self._load(item.message.content_id), read=self._read)
+            self._bar(item, parse_address(email.from_email))
+            item.email = email
             self._note_success(item.message)
+
+    def _bar(self, item: Item, sender: Address) -> None:
+        """Keep it from the providers that may not send as this sender. Raises `NobodyMay` when that is all of them."""
+        message = item.message
+        aliases = self.settings.aliases_for(message.stream)
+        barred = {alias for alias in aliases if not self.settings.provider(alias).may_send_as(sender.key)}
+        if not barred:
+            return
+        left = set(aliases) - barred
+        if message.uncertain_count and message.priority > Priority.URGENT:  # it may be there already: nowhere else
+            left &= {message.provider}
+        if not left:
+            raise NobodyMay(f"none of its providers may send as {sender.spec} (ALLOWED_SENDERS)")
+        item.tried |= barred
+        item.refused_by |= barred
 
     def weigh(self, item: Item) -> None:
         """Set the item's size; or its verdict, when its words can't be loaded."""
@@ -118,6 +140,8 @@ class Composer:
         except NoSender as error:
             logger.error("%s", error)
             item.verdict = self._later(message, f"misconfigured: {error}")
+        except NobodyMay as error:
+            item.verdict = self._failed(message, f"refused: {error}")
         except FileNotFoundError as error:
             item.verdict = self._without_file(message, error)
         except OSError as error:

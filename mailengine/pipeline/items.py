@@ -35,7 +35,7 @@ class Item:
     """What becomes of it, where it can't be composed."""
     is_suspect: bool = False
     tried: set[str] = field(default_factory=set)
-    """Providers that it was at in this claim."""
+    """Providers that it was at in this claim, or that may not send it."""
     refused_by: set[str] = field(default_factory=set)
     """Those of them that won't have it, for a reason of their own."""
     reserved: str = ""

@@ -224,3 +224,21 @@ def test_what_a_later_version_will_know_is_no_error(mailengine, entries):
     assert not the_problem().serious
     assert "no effect in this version" in the_problem().text
     assert get_settings().strategy_for("bulk") == "ordered"
+
+
+@pytest.mark.parametrize(
+    ("allowed", "seen"),
+    [
+        (["example.org"], "has 'example.org', which is neither"),
+        (["@"], "has '@', which is neither"),
+        (["a b@example.org"], "which is neither"),
+        ([None], "has None, which is neither"),
+        ([], "is []"),
+        ({"a": 1}, "is {'a': 1}"),
+    ],
+)
+def test_senders_that_make_no_sense_hold_up_no_mail(mailengine, allowed, seen):
+    mailengine(PROVIDERS={"relay": {"ALLOWED_SENDERS": allowed}})
+    assert seen in the_problem().text
+    assert "@example.org" in the_problem().hint
+    assert get_settings().provider("relay").may_send_as("ann@example.org")
