@@ -471,11 +471,9 @@ class Dispatcher:
             return None
         limit = self._batch()
         if self.claims.suspects and limit > 0:
-            return (
-                None
-                if self.in_flight or self.stock
-                else self.claims.take_suspect_or_more_urgent(self._lease(), limit=limit)
-            )
+            if self.in_flight or self.stock:
+                return None
+            return self.claims.take_suspect_or_more_urgent(self._lease(), limit=limit)
         if self.is_dry and time.monotonic() < self.looked_at + LOOK_AGAIN_SECONDS:
             return None
         self.looked_at = time.monotonic()
