@@ -8,19 +8,17 @@ import socket
 import sys
 import threading
 import time
-import uuid
-from base64 import b64decode
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from email import message_from_bytes
-from email.policy import HTTP, default
-from email.utils import getaddresses
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain, repeat
 from typing import Any
-from urllib.parse import parse_qs
+
+from .esp_apis import API, ESPS, Answer, File, Parcel, body_of, resend_error
+
+__all__ = ["DRIP_SECONDS", "ESPS", "Answer", "ESPServer", "Fault", "File", "Mail", "every", "in_turn"]
 
 
 class Fault(Enum):
@@ -38,25 +36,21 @@ DRIP_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Answer:
-    """An HTTP answer: `Answer(429, headers={"Retry-After": "7"})`."""
-
-    status: int
-    body: str | Mapping[str, Any] = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Mail:
     """One mail as an ESP was given it."""
 
     esp: str
     recipients: tuple[str, ...]
     mailengine_id: str
-    fields: Mapping[str, Any]
-    """The call itself: the JSON body, or the form with a list for each name."""
+    fields: Any
+    """The body of the call: the JSON, or the form with a list for each name. A call for many is the same to each."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Those of the request, their names in lower case."""
+    own_headers: Mapping[str, str] = field(default_factory=dict)
+    """Those that this mail is given beside subject and addresses, as they are written there."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    attachments: tuple[File, ...] = ()
+    """Its files, inline images among them, decoded."""
     at: float = field(default_factory=time.monotonic, compare=False)
     """When it came, on this process's monotonic clock."""
 
@@ -68,11 +62,11 @@ class ESPServer:
             settings.MAILERS = {"mailgun": esp.mailer("mailgun"), "postmark": esp.mailer("postmark")}
             esp.behave = every(2, Answer(503))
 
-    `behave` is given each mail and returns an `Answer`, a `Fault`, or None to accept it; it runs in the threads of the
-    connections, one at a time. `on_accepted` is given each one that is accepted, before its sender hears of it; it
-    runs in the thread of the connection, perhaps in several at once.
-    Addresses in `inactive` are refused the way each ESP does. Only what was accepted is in `accepted`; `calls` counts
-    all. An idempotency key is honoured by the ESPs that do.
+    `behave` is given each mail, of a call for many the first, and returns an `Answer`, a `Fault`, or None to accept it;
+    it runs in the threads of the connections, one at a time. `on_accepted` is given each one that is accepted, before
+    its sender hears of it; it runs in the thread of the connection, perhaps in several at once.
+    Addresses in `inactive` are refused the way each ESP does. Only what was accepted is in `accepted`, also of a call
+    for many a mail for each recipient; `calls` counts all calls. An idempotency key is honoured by the ESPs that do.
     """
 
     def __init__(
@@ -143,32 +137,47 @@ class ESPServer:
     def _answer(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer | Fault:
         for esp, api in ESPS.items():
             if re.fullmatch(re.escape(api.root) + api.path, path):
-                fields = _fields(headers.get("content-type", ""), body)
-                addresses, mailengine_id = api.read(fields)
-                recipients = tuple(address for _, address in getaddresses(addresses))
-                mail = Mail(esp, recipients, mailengine_id, fields, headers)
+                fields = body_of(headers.get("content-type", ""), body)
+                parcels = api.read(fields)
+                mails = [_mail(esp, parcel, fields, headers) for parcel in parcels]
                 key = headers.get(api.key_header, "") if api.key_header else ""
-                return self._answer_to(mail, api, key=key, body=body)
+                return self._answer_to(mails, parcels, api, key=key, body=body)
         return Answer(404, {"message": f"No such path: {path}"})
 
-    def _answer_to(self, mail: Mail, api: API, *, key: str, body: bytes) -> Answer | Fault:
+    def _answer_to(
+        self, mails: list[Mail], parcels: list[Parcel], api: API, *, key: str, body: bytes
+    ) -> Answer | Fault:
         with self._lock:
             self.calls += 1
-            happens = self.behave(mail) if self.behave is not None else None
+            happens = self.behave(mails[0]) if self.behave is not None else None
             if isinstance(happens, Answer) or happens in {Fault.HANG_UP, Fault.HANG}:
                 return happens
             if key in self._keys:
                 return happens or self._keys[key].answer_to(body)
-            accepted, answer = api.answer(mail, [address for address in mail.recipients if address in self.inactive])
-            if accepted:
-                self.accepted.append(mail)
-                if key:
-                    self._keys[key] = _Remembered(body, answer)
-        if accepted and self.on_accepted is not None:
-            self.on_accepted(mail)
+            verdict = api.answer(parcels, self.inactive)
+            accepted = [mails[number] for number in verdict.accepted]
+            self.accepted.extend(accepted)
+            if accepted and key:
+                self._keys[key] = _Remembered(body, verdict.answer)
+        for mail in accepted:
+            if self.on_accepted is not None:
+                self.on_accepted(mail)
         if key in self._keys:
             self._keys[key].is_done = True
-        return happens or answer
+        return happens or verdict.answer
+
+
+def _mail(esp: str, parcel: Parcel, fields: Any, headers: Mapping[str, str]) -> Mail:
+    return Mail(
+        esp,
+        parcel.recipients,
+        parcel.mailengine_id,
+        fields,
+        headers,
+        own_headers=parcel.headers,
+        metadata=parcel.metadata,
+        attachments=parcel.files,
+    )
 
 
 @dataclass
@@ -183,10 +192,10 @@ class _Remembered:
         """What a later call with the same key is told."""
         if body != self.body:
             text = "Same idempotency key used with a different request payload."
-            return _resend_error(409, "invalid_idempotent_request", text)
+            return resend_error(409, "invalid_idempotent_request", text)
         if not self.is_done:
             text = "Same idempotency key used while original request is still in progress."
-            return _resend_error(409, "concurrent_idempotent_requests", text)
+            return resend_error(409, "concurrent_idempotent_requests", text)
         return self.answer
 
 
@@ -206,173 +215,6 @@ def in_turn(*faults: Answer | Fault | None) -> Callable[[Mail], Answer | Fault |
     """A behaviour: these faults in order, None for a mail that is accepted; after the last all are."""
     remaining = iter(faults)
     return lambda _mail: next(remaining, None)
-
-
-@dataclass(frozen=True)
-class API:
-    """What tells one ESP's API from another's."""
-
-    root: str
-    """Of its URLs; the rest of the one it sends by is `path`, a regular expression."""
-    path: str
-    options: Callable[[str, float], Mapping[str, Any]]
-    """The URL of its root here, and a timeout -> OPTIONS that its Anymail backend can't do without."""
-    read: Callable[[Mapping[str, Any]], tuple[list[str], str]]
-    """Fields of a call -> the addresses, as they are written there, and the mailengine id."""
-    answer: Callable[[Mail, list[str]], tuple[bool, Answer]]
-    """A mail and its inactive recipients -> whether it is accepted, for the others at least, and what is said."""
-    key_header: str = ""
-    """The header that carries an idempotency key, in lower case, where it honours one."""
-
-
-def _mailgun_read(fields: Mapping[str, Any]) -> tuple[list[str], str]:
-    addresses = [address for name in ("to", "cc", "bcc") for address in fields.get(name, [])]
-    return addresses, fields.get("v:mailengine_id", fields.get("h:X-Mailengine-Id", [""]))[0]
-
-
-def _mailgun_answer(mail: Mail, inactive: list[str]) -> tuple[bool, Answer]:
-    if inactive:
-        return False, Answer(400, {"message": "'to' parameter is not a valid address. please check documentation"})
-    return True, Answer(200, {"id": f"<{uuid.uuid4().hex}@mailgun.test>", "message": "Queued. Thank you."})
-
-
-def _postmark_read(fields: Mapping[str, Any]) -> tuple[list[str], str]:
-    headers = {header["Name"]: header["Value"] for header in fields.get("Headers", [])}
-    addresses = [fields[name] for name in ("To", "Cc", "Bcc") if fields.get(name)]
-    return addresses, fields.get("Metadata", {}).get("mailengine_id") or headers.get("X-Mailengine-Id", "")
-
-
-def _postmark_answer(mail: Mail, inactive: list[str]) -> tuple[bool, Answer]:
-    names = ", ".join(inactive)
-    reason = "Inactive recipients are ones that have generated a hard bounce or a spam complaint."
-    if inactive and len(inactive) == len(mail.recipients):
-        text = "You tried to send to a recipient that has been marked as inactive."
-        return False, Answer(
-            422, {"ErrorCode": 406, "Message": f"{text}\nFound inactive addresses: {names}.\n{reason}"}
-        )
-    text = f"Message OK, but will not deliver to these inactive addresses: {names}. {reason}" if inactive else "OK"
-    answer = {"ErrorCode": 0, "Message": text, "MessageID": str(uuid.uuid4()), "To": mail.fields.get("To", "")}
-    return True, Answer(200, answer)
-
-
-def _sendgrid_read(fields: Mapping[str, Any]) -> tuple[list[str], str]:
-    addresses = [
-        entry["email"]
-        for personalization in fields["personalizations"]
-        for name in ("to", "cc", "bcc")
-        for entry in personalization.get(name, [])
-    ]
-    arguments = {**fields.get("custom_args", {}), **fields["personalizations"][0].get("custom_args", {})}
-    return addresses, arguments.get("mailengine_id") or fields.get("headers", {}).get("X-Mailengine-Id", "")
-
-
-def _sendgrid_answer(mail: Mail, inactive: list[str]) -> tuple[bool, Answer]:
-    if inactive:
-        place = "personalizations.0.to.0.email"
-        return False, Answer(400, {"errors": [{"message": "Does not contain a valid address.", "field": place}]})
-    return True, Answer(202, headers={"X-Message-Id": uuid.uuid4().hex})
-
-
-def _amazon_ses_read(fields: Mapping[str, Any]) -> tuple[list[str], str]:
-    destination = fields.get("Destination", {})
-    addresses = [address for name in ("To", "Cc", "Bcc") for address in destination.get(f"{name}Addresses", [])]
-    message = message_from_bytes(b64decode(fields["Content"]["Raw"]["Data"]), policy=default)
-    return addresses, _id_in_headers({name: str(value) for name, value in message.items()})
-
-
-def _amazon_ses_answer(mail: Mail, inactive: list[str]) -> tuple[bool, Answer]:
-    if inactive:
-        return False, Answer(400, {"message": "Illegal address"}, {"x-amzn-ErrorType": "BadRequestException"})
-    return True, Answer(200, {"MessageId": str(uuid.uuid4())})
-
-
-def _amazon_ses_options(url: str, timeout: float) -> dict[str, Any]:
-    config = {"connect_timeout": timeout, "read_timeout": timeout}
-    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
-    return {"client_params": {"endpoint_url": url, "region_name": "eu-west-1", "config": config, **keys}}
-
-
-def _resend_read(fields: Mapping[str, Any]) -> tuple[list[str], str]:
-    addresses = [address for name in ("to", "cc", "bcc") for address in fields.get(name, [])]
-    return addresses, _id_in_headers(fields.get("headers", {}))
-
-
-def _resend_answer(mail: Mail, inactive: list[str]) -> tuple[bool, Answer]:
-    if inactive:
-        return False, _resend_error(422, "validation_error", "Invalid `to` field.")
-    return True, Answer(200, {"id": str(uuid.uuid4())})
-
-
-def _resend_error(status: int, name: str, message: str) -> Answer:
-    return Answer(status, {"statusCode": status, "name": name, "message": message})
-
-
-def _id_in_headers(headers: Mapping[str, str]) -> str:
-    """Anymail keeps metadata in a header of the mail where the ESP has no place for it."""
-    metadata = json.loads(headers.get("X-Metadata", "{}"))
-    return str(metadata.get("mailengine_id") or headers.get("X-Mailengine-Id", ""))
-
-
-def _with(**options: Any) -> Callable[[str, float], Mapping[str, Any]]:
-    """The options of an ESP that Anymail speaks to by `requests`."""
-    return lambda url, timeout: {"api_url": url, "timeout": timeout, **options}
-
-
-ESPS: dict[str, API] = {
-    "amazon_ses": API(
-        root="",
-        path="/v2/email/outbound-emails",
-        options=_amazon_ses_options,
-        read=_amazon_ses_read,
-        answer=_amazon_ses_answer,
-    ),
-    "mailgun": API(
-        root="/v3",
-        path=r"/[^/]+/messages",
-        options=_with(api_key="test", sender_domain="example.org"),
-        read=_mailgun_read,
-        answer=_mailgun_answer,
-    ),
-    "postmark": API(
-        root="",
-        path="/email",
-        options=_with(server_token="test"),  # noqa: S106 (the server takes any)
-        read=_postmark_read,
-        answer=_postmark_answer,
-    ),
-    "resend": API(
-        root="",
-        path="/emails",
-        options=_with(api_key="test"),
-        read=_resend_read,
-        answer=_resend_answer,
-        key_header="idempotency-key",
-    ),
-    "sendgrid": API(
-        root="/v3",
-        path="/mail/send",
-        options=_with(api_key="test"),
-        read=_sendgrid_read,
-        answer=_sendgrid_answer,
-    ),
-}
-
-
-def _fields(content_type: str, body: bytes) -> dict[str, Any]:
-    """The fields of a call, whichever of the three ways they came."""
-    if content_type.startswith("multipart/form-data"):
-        form: dict[str, Any] = {}
-        envelope = message_from_bytes(f"Content-Type: {content_type}\r\n\r\n".encode() + body, policy=HTTP)
-        for part in envelope.iter_parts():
-            name = str(part.get_param("name", header="content-disposition"))
-            content = part.get_payload(decode=True)
-            is_file = part.get_filename() is not None
-            form.setdefault(name, []).append(content if is_file else bytes(content).decode())
-        return form
-    if content_type.startswith("application/x-www-form-urlencoded"):
-        return dict(parse_qs(body.decode(), keep_blank_values=True))
-    fields: dict[str, Any] = json.loads(body)
-    return fields
 
 
 class _Server(ThreadingHTTPServer):
