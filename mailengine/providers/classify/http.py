@@ -44,6 +44,7 @@ ANSWERS: tuple[tuple[str, str, Outcome], ...] = (
     # ESP            status, the provider's own code, its text                                    is
     ("Postmark", r"\d+ (10|400|401|405|412|413) ", MISCONFIGURED),
     ("Postmark", r"\d+ 406 ", BAD_ADDRESS),  # it bounced, or complained
+    ("Postmark", r"\d+ 300 (Invalid|Error parsing) 'To'", BAD_ADDRESS),
     ("Postmark", r"\d+ 100 ", UNAVAILABLE),  # maintenance
     ("Mailgun", r"400 .*'(to|cc|bcc)' parameter is not a valid address", BAD_ADDRESS),
     ("Mailgun", r"400 .*limit exceeded", THROTTLED),
@@ -56,6 +57,12 @@ ANSWERS: tuple[tuple[str, str, Outcome], ...] = (
     ("Amazon SES", r"\d+ MessageRejected", NOT_HERE),
     ("Resend", r"409 invalid_idempotent_request", MISCONFIGURED),  # our key with another body: a bug of ours
     ("Resend", r"409 concurrent_idempotent_requests", UNCERTAIN),  # our key, and its first call isn't decided yet
+    ("Brevo", r"\d+ (account_under_validation|not_enough_credits|permission_denied|unauthorized) ", MISCONFIGURED),
+    ("Brevo", r"400 \w+ email is not valid in (to|cc|bcc)\b", BAD_ADDRESS),
+    ("Brevo", r"400 \w+ .*\bsender you used\b.*\bnot valid\b", MISCONFIGURED),
+    ("Mailjet", r"\d+ mj-0013 .*\((To|Cc|Bcc)\b", BAD_ADDRESS),
+    ("Mailjet", r"\d+ send-0008 ", MISCONFIGURED),  # a sender that it doesn't know
+    ("Mailjet", r"\d+ send-0011 ", NOT_HERE),  # a header that it writes itself
     ("", r"2", UNCERTAIN),  # probably accepted, but the answer can't be read
     ("", r"3", MISCONFIGURED),  # we never follow: it could send twice
     ("", r"4\d\d .*\bdaily\b.*\bquota\b.*\bexceeded\b", THROTTLED),
@@ -76,12 +83,13 @@ RETRY_AFTER_SECONDS = (1.0, 3600.0)
 
 def of_anymail_status(status: Any) -> Outcome:
     """What Anymail read for each recipient: accepted if anybody was."""
-    answer = getattr(status, "esp_response", None)
-    read = _read(answer)
-    # Postmark alone names recipients in an answer that says no.
+    read = _read(getattr(status, "esp_response", None))
+    # Postmark and Mailjet alone name recipients in an answer that says no.
     is_yes = read.status in {0, *range(200, 300)}
     is_inactive = read.code == "406" or (read.code == "0" and read.text.startswith(NOT_TO_ALL))
-    whole = replace(REFUSED, detail=read.text, phase=HTTP) if is_yes else _of_answer("Postmark", answer)
+    esp = "Mailjet" if read.code.startswith(("mj-", "send-")) else "Postmark"
+    whole = replace(REFUSED, detail=read.text, phase=HTTP) if is_yes else _of_read(esp, read)
+    is_told_of = esp == "Mailjet" and len(status.recipients) == 1 and whole.address_is_bad
     refusals: dict[str, Outcome] = {}
     message_ids: list[str] = []
     for address, recipient in status.recipients.items():
@@ -89,7 +97,7 @@ def of_anymail_status(status: Any) -> Outcome:
             message_ids.append(str(recipient.message_id or ""))
         else:
             # "rejected" may be said of a good address, for what is in the mail; not so by Postmark.
-            bad = recipient.status == "invalid" or (recipient.status == "rejected" and is_inactive)
+            bad = recipient.status == "invalid" or (recipient.status == "rejected" and is_inactive) or is_told_of
             refusals[address] = replace(whole, code=whole.code or recipient.status, address_is_bad=bad)
     if message_ids:
         return replace(ACCEPTED, phase=HTTP, provider_message_id=message_ids[0], refusals=refusals)
@@ -118,7 +126,10 @@ def of_anymail_error(error: AnymailError, status: Any) -> Outcome:
 
 def _of_answer(esp: str, answer: Any) -> Outcome:
     """By an HTTP answer: a `requests.Response`, or the dictionary that boto3 makes of one."""
-    read = _read(answer)
+    return _of_read(esp, _read(answer))
+
+
+def _of_read(esp: str, read: _Answer) -> Outcome:
     line = " ".join(part for part in (str(read.status), read.code, without_addresses(read.text)) if part)
     flags = re.IGNORECASE | re.DOTALL
     fitting = (outcome for name, pattern, outcome in ANSWERS if name in {"", esp} and re.match(pattern, line, flags))
@@ -175,9 +186,25 @@ def _read(answer: Any) -> _Answer:
         if isinstance(parsed, list) and parsed:
             parsed = parsed[0]
         if isinstance(parsed, dict):
-            code = str(parsed.get("ErrorCode", parsed.get("name", "")))
-            return _Answer(status, code, _words_in(parsed) or body, headers)
+            return _read_body(status, _error_of_mailjet(parsed) or parsed, body, headers)
     return _Answer(status, "", body or str(getattr(answer, "reason", "") or ""), headers)
+
+
+def _read_body(status: int, parsed: Mapping[str, Any], body: str, headers: Mapping[str, str]) -> _Answer:
+    code = next((parsed[name] for name in ("ErrorCode", "name", "code") if name in parsed), "")
+    words = _words_in(parsed) or body
+    related = parsed.get("ErrorRelatedTo")
+    if isinstance(related, list) and related:
+        words = f"{words} ({', '.join(map(str, related))})"
+    return _Answer(status, str(code), words, headers)
+
+
+def _error_of_mailjet(parsed: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The first error that it names, where it speaks of each mail by itself."""
+    for message in parsed.get("Messages") or ():
+        for error in message.get("Errors") or ():
+            return error if isinstance(error, dict) else None
+    return None
 
 
 def _words_in(body: Mapping[str, Any]) -> str:
@@ -185,7 +212,7 @@ def _words_in(body: Mapping[str, Any]) -> str:
     errors = body.get("errors")
     if isinstance(errors, list) and errors:
         return "; ".join(str(each.get("message", each)) if isinstance(each, dict) else str(each) for each in errors)
-    for name in ("Message", "message", "detail", "error"):
+    for name in ("Message", "message", "ErrorMessage", "detail", "error"):
         if body.get(name):
             return str(body[name])
     return ""
