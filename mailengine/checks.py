@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004  Django's own name
 from django.core.exceptions import ImproperlyConfigured
-from django.utils.module_loading import import_string
 
 from . import compat
 from .addresses import parse_address
 from .conf import Settings, get_settings, problems
 from .errors import InvalidAddress, did_you_mean
+from .providers import build
 
 QUEUE = "mailengine.backends.EmailBackend"
 NO_NETWORK = ("console", "locmem", "filebased", "dummy")
@@ -83,23 +84,42 @@ def _check_provider(alias: str) -> Iterator[CheckMessage]:
         example = f'Add it: MAILERS[{alias!r}] = {{"BACKEND": "mailengine.backends.SMTPBackend", "OPTIONS": {{...}}}}.'
         yield Error(f"{where}, which MAILERS does not have.", hint=f"{mend} {example}".strip(), id="mailengine.E001")
         return
-    path = compat.mailer_backend_path(alias)
-    try:
-        backend = import_string(path)
-    except ImportError as error:
-        yield Error(f"{where}, whose BACKEND {path!r} can't be imported: {error}", id="mailengine.E006")
-        return
-    if backend is import_string(QUEUE):
+    if build.is_queue(alias):
         hint = "A provider sends; let only MAILERS['default'] queue."
         yield Error(f"{where}, which is the queue itself: mail would go in circles.", hint=hint, id="mailengine.E002")
         return
-    options = compat.mailer_options(alias)
+    if found := list(_check_mailer(alias, where=where)):
+        yield from found
+        return
+    path, options = compat.mailer_backend_path(alias), compat.mailer_options(alias)
     quiet = any(f".{name}." in path for name in NO_NETWORK) or path.startswith(("mailengine.", "anymail.backends.test"))
     if not quiet and not options.get("timeout") and not options.get("client_params"):
         hint = f'Set MAILERS[{alias!r}]["OPTIONS"]["timeout"] = 10.'
         yield Warning(f"{where}, which has no timeout: a send could hang.", hint=hint, id="mailengine.W004")
     if path in {QUEUE.replace("Email", "SMTP"), "mailengine.backends.smtp.SMTPBackend"}:
         yield from _check_clear_text(alias, options)
+
+
+def _check_mailer(alias: str, *, where: str) -> Iterator[CheckMessage]:
+    """Whether backends can be made of this entry of MAILERS, as far as that can be told without opening one."""
+    try:
+        compat.mailer_class(alias)
+    except Exception as error:  # noqa: BLE001  A module is anybody's code.
+        text = f"{where}, whose BACKEND can't be imported: {_words(error)}"
+        yield Error(text, hint="Mend its BACKEND, or install what it needs.", id="mailengine.E006")
+        return
+    try:
+        with catch_warnings():
+            simplefilter("ignore")  # what a backend warns of is for those who send, and not for each command
+            build.check(alias)
+    except Exception as error:  # noqa: BLE001  So is a constructor.
+        hint = f"Mend MAILERS[{alias!r}]: as it is, all mail waits or goes by other providers."
+        yield Error(f"{where}, whose backend can't be made: {_words(error)}", hint=hint, id="mailengine.E010")
+
+
+def _words(error: Exception) -> str:
+    """What an error says, where that quotes no value of an option."""
+    return str(error) if isinstance(error, ImproperlyConfigured) else type(error).__name__
 
 
 def _check_clear_text(alias: str, options: dict[str, Any]) -> Iterator[CheckMessage]:
@@ -110,7 +130,7 @@ def _check_clear_text(alias: str, options: dict[str, Any]) -> Iterator[CheckMess
 
 
 def _check_default_mailer() -> Iterator[CheckMessage]:
-    if "default" in compat.mailer_aliases() and compat.mailer_backend_path("default") == QUEUE:
+    if build.is_queue("default"):
         yield from _check_queue_options()
         return
     hint = f'Set MAILERS["default"] = {{"BACKEND": "{QUEUE}"}}, and EMAIL_BACKEND to the same before Django 6.1.'
@@ -120,10 +140,10 @@ def _check_default_mailer() -> Iterator[CheckMessage]:
 def _check_queue_options() -> Iterator[CheckMessage]:
     from .pipeline.enqueue import terms_of
 
-    options = compat.mailer_options("default")
     try:
+        options = compat.mailer_options("default")
         terms_of(options.get("stream", "transactional"), options.get("priority"), None, None)
-    except ValueError as error:
+    except (ValueError, compat.InvalidMailer) as error:
         text = f'MAILERS["default"]["OPTIONS"]: {error}'
         yield Error(text, hint="Every mail that Django sends would fail in its request.", id="mailengine.E008")
 
@@ -133,11 +153,13 @@ def _check_alert_road(settings: Settings) -> Iterator[CheckMessage]:
         mend = did_you_mean(settings.alert_mailer, compat.mailer_aliases()).strip()
         text = f"ALERT_MAILER is {settings.alert_mailer!r}, which MAILERS does not have."
         yield Error(text, hint=mend or None, id="mailengine.E007")
-    elif settings.alert_mailer is not None and compat.mailer_backend_path(settings.alert_mailer) == QUEUE:
+    elif settings.alert_mailer is not None and build.is_queue(settings.alert_mailer):
         text = (
             f"ALERT_MAILER is {settings.alert_mailer!r}, which is the queue: alerts would wait for the broken provider."
         )
         yield Error(text, hint="Name an alias of MAILERS that sends.", id="mailengine.E007")
+    elif settings.alert_mailer is not None and settings.alert_mailer not in settings.providers:
+        yield from _check_mailer(settings.alert_mailer, where=f"ALERT_MAILER is {settings.alert_mailer!r}")
     if not getattr(django_settings, "ADMINS", None):
         hint = "Set ADMINS, so that somebody gets a mail when a provider's credentials stop working."
         yield Warning("Nobody is told by mail when mail can't be sent.", hint=hint, id="mailengine.W005")

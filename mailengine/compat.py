@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from email import message_from_bytes
 from email.message import Message, MIMEPart
 from email.mime.base import MIMEBase
@@ -42,6 +43,7 @@ __all__ = [
     "get_mailer",
     "mailer_aliases",
     "mailer_backend_path",
+    "mailer_class",
     "mailer_options",
     "mime_part",
 ]
@@ -62,18 +64,30 @@ def get_mailer(alias: str) -> BaseEmailBackend:
     options = mailer_options(alias)
     if "alias" in options:
         raise InvalidMailer("OPTIONS must not define 'alias'.", alias=alias)
-    if _test_runner_is_active() and not _test_overrides_mailers():
-        backend: BaseEmailBackend = _OutboxBackend()
-    else:
-        path = mailer_backend_path(alias)
-        try:
-            backend_class = import_string(path)
-        except ImportError as error:
-            raise InvalidMailer(f"Could not find BACKEND {path!r}: {error}", alias=alias) from error
-        # Without alias=: before 6.1 nobody promised to take it, and a strict signature would raise TypeError.
-        backend = backend_class(**options)
-    backend.alias = alias  # type: ignore[attr-defined]
+    backend_class = mailer_class(alias)
+    # Without alias=: before 6.1 nobody promised to take it, and a strict signature would raise TypeError.
+    backend: BaseEmailBackend = _OutboxBackend() if backend_class is _OutboxBackend else backend_class(**options)
+    with suppress(AttributeError):  # whatever it is, whether it is a backend is not asked here
+        backend.alias = alias  # type: ignore[attr-defined]
     return backend
+
+
+def mailer_class(alias: str) -> Any:
+    """What this alias's backends are made by: a class, or whatever else its BACKEND names; as `get_mailer()` has it.
+
+    Raises MailerDoesNotExist, or InvalidMailer where it can't be imported; an OSError or MemoryError as it comes.
+    """
+    if django.VERSION < (6, 1) and _test_runner_is_active() and not _test_overrides_mailers():
+        _entry(alias)
+        return _OutboxBackend
+    path = mailer_backend_path(alias)
+    try:
+        return import_string(path)
+    except (MemoryError, OSError):  # this host's, or a network's, for now
+        raise
+    except Exception as error:  # a module is anybody's code; only these two are sure to quote nothing secret
+        reason = error if isinstance(error, (ImportError, ImproperlyConfigured)) else type(error).__name__
+        raise InvalidMailer(f"BACKEND {path!r} can't be imported: {reason}", alias=alias) from error
 
 
 def mailer_aliases() -> list[str]:
@@ -82,14 +96,22 @@ def mailer_aliases() -> list[str]:
 
 
 def mailer_backend_path(alias: str) -> str:
-    """The dotted path of this alias's backend, as `MAILERS` has it; Django's SMTP backend where it says nothing."""
-    path: str = _entry(alias).get("BACKEND", SMTP_BACKEND)
+    """The dotted path of this alias's backend, as `MAILERS` has it; Django's SMTP backend where it says nothing.
+
+    It and the others below raise MailerDoesNotExist, or InvalidMailer for an entry that can't be read.
+    """
+    path = _entry(alias).get("BACKEND", SMTP_BACKEND)
+    if not isinstance(path, str):
+        raise InvalidMailer(f"BACKEND is the dotted path of a class, and not {path!r}.", alias=alias)
     return path
 
 
 def mailer_options(alias: str) -> dict[str, Any]:
     """A copy of this alias's OPTIONS, as `MAILERS` has them."""
-    return dict(_entry(alias).get("OPTIONS", {}))
+    options = _entry(alias).get("OPTIONS", {})
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise InvalidMailer("OPTIONS is not a dictionary of options by name.", alias=alias)
+    return dict(options)
 
 
 def mime_part(data: bytes) -> MIMEBase | MIMEPart:
@@ -103,16 +125,19 @@ def mime_part(data: bytes) -> MIMEBase | MIMEPart:
     return message_from_bytes(data, _StoredPart)
 
 
-def _mailers() -> Mapping[str, Mapping[str, Any]]:
-    mailers: Mapping[str, Mapping[str, Any]] = getattr(settings, "MAILERS", {})
-    return mailers
+def _mailers() -> Mapping[str, object]:
+    mailers = getattr(settings, "MAILERS", {})
+    return mailers if isinstance(mailers, Mapping) else {}
 
 
 def _entry(alias: str) -> Mapping[str, Any]:
     try:
-        return _mailers()[alias]
+        entry = _mailers()[alias]
     except KeyError:
         raise MailerDoesNotExist(alias=alias) from None
+    if not isinstance(entry, Mapping):
+        raise InvalidMailer("It is not a dictionary.", alias=alias)
+    return entry
 
 
 def _test_runner_is_active() -> bool:

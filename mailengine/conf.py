@@ -217,6 +217,9 @@ def _read(document: str) -> tuple[Settings, tuple[Problem, ...]]:
     if _is_strategy(raw.get("STRATEGY", "ordered"), where='MAILENGINE["STRATEGY"]', found=found):
         values["strategy"] = raw.get("STRATEGY", "ordered")
     values["alert_mailer"] = raw.get("ALERT_MAILER")
+    if not isinstance(values["alert_mailer"], str | None):
+        found.append(Problem(f"ALERT_MAILER is {values['alert_mailer']!r}.", "It is one alias of MAILERS, as text."))
+        values["alert_mailer"] = None
     settings = Settings(**values)
     if settings.trusted_seconds < 0:
         needed = f"at least SEND_DEADLINE_SECONDS + {settings.lease_margin_seconds:g}"

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 
@@ -22,6 +23,9 @@ class EmailBackend(BaseEmailBackend):
     `stream` and `priority` are OPTIONS of `MAILERS`; one mail's own are its attribute `mailengine`, a dictionary of
     keywords of `queue_message()`, and its header X-Mailengine-Priority, which does not go out.
     """
+
+    is_queue = True
+    """Of subclasses, too: none of them can be a provider."""
 
     def __init__(
         self,
@@ -42,12 +46,16 @@ class EmailBackend(BaseEmailBackend):
     def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
         """Queue these mails, all or none; how many there were. Mail without recipients is passed over.
 
-        Raises `ValueError` for a mail that can't be sent, unless `fail_silently`.
+        Raises `ValueError` for a mail that can't be sent, unless `fail_silently`; ImproperlyConfigured for one that a
+        provider was given to send.
         """
         from django.db import Error, router, transaction
 
         from ..models import Message
+        from ..pipeline.compose import ComposedEmail
 
+        if any(isinstance(email, ComposedEmail) for email in email_messages):
+            raise ImproperlyConfigured("A provider handed back to the queue what came from it: let its backend send.")
         emails = [email for email in email_messages if email.recipients()]
         if not emails:
             return 0

@@ -12,13 +12,14 @@ from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 
 from ..backends.smtp import Phase, phase_of
-from ..compat import get_mailer
 from ..conf import get_settings
 from ..deadline import Deadline
 from ..outcomes import Kind, Outcome
 from . import http
+from .build import build
 from .classify import outcome_of_error, outcome_of_return
 from .esp import esp_name
+from .fitting import fitted
 
 IDLE_SECONDS = 30.0
 """A connection unused for longer is made anew: servers close idle ones, and over HTTP we could not tell that from a
@@ -80,6 +81,7 @@ class Connection:
         try:
             backend = self._open()
             opening = False
+            email = fitted(email, getattr(backend, "esp_name", ""))
             with http.carrying(backend, key) as carried:
                 sent_count = backend.send_messages([email])
         # The one broad except: a backend is anybody's code, and its worst bug may cost this mail time, but not the
@@ -91,7 +93,7 @@ class Connection:
 
     def _open(self) -> BaseEmailBackend:
         if self._backend is None:
-            backend = get_mailer(self.alias)
+            backend = build(self.alias)
             if "fail_silently" in vars(backend):
                 backend.fail_silently = False  # whatever its OPTIONS say: a failure that nobody hears of is lost mail
             self._backend = backend

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from django.utils.module_loading import import_string
-
-from ..compat import MailerDoesNotExist, mailer_backend_path
+from ..compat import mailer_class
 
 
 def esp_name(alias: str) -> str:
     """The ESP as Anymail calls it ("Mailgun", "Amazon SES"); empty for other backends, and where there is none."""
     try:
-        backend = import_string(mailer_backend_path(alias))
-    except (MailerDoesNotExist, ImportError):
+        backend = mailer_class(alias)
+    except Exception:  # noqa: BLE001  Its module is anybody's code, and what is wrong is told when a mail goes there.
         return ""
     name = getattr(backend, "esp_name", "")
     return name if isinstance(name, str) else ""

@@ -1,0 +1,3 @@
+"""A module with a bug: it can't be imported."""
+
+raise RuntimeError("a bug of the project")
