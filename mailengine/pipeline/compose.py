@@ -74,14 +74,33 @@ class ComposedEmail(EmailMultiAlternatives):
                 part.set_boundary(f"=_{self.boundary}_{number}")
         return message
 
-    if not MODERN_MAIL:
+    if MODERN_MAIL:
+
+        def _add_attachment(self, msg: Any, filename: str | None, content: Any, mimetype: str) -> None:
+            """As Django's, but a text file keeps its bytes: written as text, its lines would end in another way."""
+            kind, _slash, subtype = mimetype.partition("/")
+            if kind == "text" and isinstance(content, str):
+                charset = {"charset": "utf-8"}
+                msg.add_attachment(content.encode(), maintype=kind, subtype=subtype, filename=filename, params=charset)
+            else:
+                super()._add_attachment(msg, filename, content, mimetype)  # type: ignore[misc]
+
+    else:
+
+        def _create_attachment(self, filename: str | None, content: Any, mimetype: str) -> MIMEMessage:
+            """As Django's, but a text file keeps its bytes: written as text, its lines would end in another way."""
+            if mimetype.startswith("text/") and isinstance(content, str):
+                content = content.encode()
+            return super()._create_attachment(filename, content, mimetype)  # type: ignore[misc, no-any-return]
 
         def _create_mime_attachment(self, content: Any, mimetype: str) -> MIMEMessage:
             """As Django's, which has the content five times in memory on its way to base64."""
             kind, _slash, subtype = mimetype.partition("/")
-            if kind in {"text", "message"} or not isinstance(content, bytes):
+            if kind == "message" or not isinstance(content, bytes):
                 return super()._create_mime_attachment(content, mimetype)  # type: ignore[misc, no-any-return]
             part = MIMEBase(kind, subtype)
+            if kind == "text":
+                part.set_param("charset", "utf-8")
             part.set_payload(encodebytes(content).decode("ascii"))
             part["Content-Transfer-Encoding"] = "base64"
             return part
