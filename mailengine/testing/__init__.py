@@ -1,4 +1,4 @@
-"""For tests of projects that use mailengine: providers that play a script, and real servers to send to.
+"""For tests of projects that use mailengine: providers that fail as they are told, and real servers to send to.
 
 Each name is imported on first use: `SMTPServer` needs aiosmtpd, the others need nothing more.
 """
@@ -9,13 +9,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .clock import Clock, FrozenClock
     from .esp_server import ESPServer
-    from .providers import FakeProvider
+    from .providers import FakeProvider, flaky_provider
     from .smtp_server import SMTPServer
 
-__all__ = ["ESPServer", "FakeProvider", "SMTPServer"]
+__all__ = ["Clock", "ESPServer", "FakeProvider", "FrozenClock", "SMTPServer", "flaky_provider"]
 
-_HOMES = {"ESPServer": ".esp_server", "FakeProvider": ".providers", "SMTPServer": ".smtp_server"}
+_HOMES = {
+    "Clock": ".clock",
+    "ESPServer": ".esp_server",
+    "FakeProvider": ".providers",
+    "FrozenClock": ".clock",
+    "SMTPServer": ".smtp_server",
+    "flaky_provider": ".providers",
+}
 
 
 def __getattr__(name: str) -> object:
