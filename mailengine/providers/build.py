@@ -34,8 +34,8 @@ def build(alias: str) -> BaseEmailBackend:
     Raises InvalidMailer, or another ImproperlyConfigured of the backend's own, with words that name the mend and quote
     no option's value; what else its constructor raises comes as it is.
     """
-    _usable_class(alias)
     with quietly():
+        _usable_class(alias)
         backend = get_mailer(alias)
     _check_kind(backend, alias)
     _check_timeout(backend, alias)
@@ -48,7 +48,8 @@ def check(alias: str) -> None:
     Anybody else's constructor may make folders, read files or talk to a network, and a check runs before every command:
     of those only the names of their options are looked at.
     """
-    backend_class = _usable_class(alias)
+    with quietly():
+        backend_class = _usable_class(alias)
     if inspect.isclass(backend_class) and _reads_settings_only(backend_class):
         build(alias)
 
