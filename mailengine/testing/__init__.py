@@ -1,4 +1,4 @@
-"""For tests of projects that use mailengine: providers that fail as they are told, and real servers to send to.
+"""For tests of projects that use mailengine: a queue whose providers fail on demand, and real servers to send to.
 
 Each name is imported on first use: `SMTPServer` needs aiosmtpd, the others need nothing more.
 """
@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .clock import Clock, FrozenClock
     from .esp_server import ESPServer
+    from .mail_queue import MailQueue
     from .providers import FakeProvider, flaky_provider
     from .smtp_server import SMTPServer
 
-__all__ = ["Clock", "ESPServer", "FakeProvider", "FrozenClock", "SMTPServer", "flaky_provider"]
+__all__ = ["Clock", "ESPServer", "FakeProvider", "FrozenClock", "MailQueue", "SMTPServer", "flaky_provider"]
 
 _HOMES = {
     "Clock": ".clock",
     "ESPServer": ".esp_server",
     "FakeProvider": ".providers",
     "FrozenClock": ".clock",
+    "MailQueue": ".mail_queue",
     "SMTPServer": ".smtp_server",
     "flaky_provider": ".providers",
 }
