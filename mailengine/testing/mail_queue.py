@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any
@@ -28,6 +29,7 @@ from .events import report_event
 from .providers import BACKEND, FakeProvider, Handover, Record
 
 OUTBOX = "django.core.mail.backends.locmem.EmailBackend"
+ALERTS = "alerts of MailQueue"
 
 
 class MailQueue:
@@ -43,8 +45,8 @@ class MailQueue:
 
     The policy is the project's own: its streams, strategy and order of providers. Behind each provider's alias stands
     a `FakeProvider`; one that MAILERS has already keeps its script. What Django itself sends is queued where
-    MAILERS["default"] is the queue; all other mailers lead to `django.core.mail.outbox`. Handovers go one by one, so
-    that their order is always the same.
+    MAILERS["default"] is the queue; all other mailers lead to `django.core.mail.outbox`, and so do the alerts to the
+    admins. Handovers go one by one, so that their order is always the same.
 
     It needs a database, as `django.test.TestCase` has one.
     """
@@ -52,30 +54,29 @@ class MailQueue:
     def __init__(self, *, settings: Any = None) -> None:
         """`settings`: pytest-django's fixture, which then undoes what this changes; else it is undone at the end."""
         self._settings = settings
-        self._override: override_settings | None = None
         self._clock = FrozenClock()
         self._ends: dict[str, datetime] = {}
         """By provider: when its failure is over."""
+        self._exit = ExitStack()
 
     def __enter__(self) -> MailQueue:
-        changed = _settings_for_tests()
-        if self._settings is None:
-            self._override = override_settings(**changed)
-            self._override.enable()
-        else:
-            for name, value in changed.items():
-                setattr(self._settings, name, value)
-        FakeProvider.reset()
-        self._clock.__enter__()
+        with ExitStack() as entered:
+            entered.enter_context(self._clock)
+            changed = _settings_for_tests()
+            if self._settings is None:
+                entered.enter_context(override_settings(**changed))
+            else:
+                for name, value in changed.items():
+                    setattr(self._settings, name, value)
+            FakeProvider.reset()
+            entered.callback(FakeProvider.reset)
+            self._exit = entered.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._clock.__exit__(kind, error, trace)
-        FakeProvider.reset()
-        if self._override is not None:
-            self._override.disable()
+        self._exit.close()
 
     # What happens
 
@@ -172,9 +173,11 @@ def _settings_for_tests() -> dict[str, Any]:
     """The settings to change, so that providers are fake, Django's mail is queued and nothing leaves the process."""
     written, providers = _written_mailers(), get_settings().providers
     mailers = {alias: _entry_for_tests(entry, is_provider=alias in providers) for alias, entry in written.items()}
+    # Alerts go out by a thread of their own: among what the queue sends they would be now here, now there.
+    ours = {"CONNECTIONS": 1, "ALERT_MAILER": ALERTS}
     changed: dict[str, Any] = {
-        "MAILERS": mailers,
-        "MAILENGINE": {**getattr(django_settings, "MAILENGINE", {}), "CONNECTIONS": 1},
+        "MAILERS": {**mailers, ALERTS: {"BACKEND": OUTBOX}},
+        "MAILENGINE": {**getattr(django_settings, "MAILENGINE", {}), **ours},
     }
     if django.VERSION < (6, 1):
         changed["EMAIL_BACKEND"] = mailers.get("default", {}).get("BACKEND", OUTBOX)

@@ -99,7 +99,7 @@ class Record:
         """Do as the script says again."""
         self.told, self.times = "", None
 
-    def _next_order(self) -> str:
+    def next_order(self) -> str:
         """What it was told to do at this call; empty for as it likes."""
         if self.told and self.times is not None:
             if self.times <= 0:
@@ -205,7 +205,7 @@ class FakeProvider(BaseEmailBackend):
         record = self.named(self.name)
         for email in email_messages:
             with self._lock:
-                word = record._next_order() or self._next_word(record)
+                word = record.next_order() or self._next_word(record)
                 act = ACTS[word]
                 record.calls += 1
                 self._handovers.append(Handover(self.name, word, email))

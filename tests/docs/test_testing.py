@@ -23,6 +23,21 @@ SETTINGS = """
 INSTALLED_APPS += ["anymail", "mailengine"]
 DATABASES["default"]["OPTIONS"] = {"transaction_mode": "IMMEDIATE", "timeout": 20}
 """
+DJANGOS_OWN = """
+from django.core import mail
+
+
+def test_what_django_sends_is_queued_as_the_settings_say(mail_queue):
+    mail.send_mail("Hello", "Good morning.", None, ["ann@example.org"])
+    assert (mail.outbox, mail_queue.outbox) == ([], [])
+    mail_queue.drain()
+    assert [email.to for email in mail_queue.outbox] == [["ann@example.org"]]
+
+
+def test_without_the_fixture_it_is_not(db):
+    mail.send_mail("Hello", "Good morning.", None, ["ann@example.org"])
+    assert len(mail.outbox) == 1
+"""
 ON_OLD_DJANGO = 'EMAIL_BACKEND = MAILERS["default"]["BACKEND"]\n'
 
 
@@ -36,6 +51,7 @@ def project(tmp_path):
         file.write(f"{SETTINGS}{settings}{ON_OLD_DJANGO if django.VERSION < (6, 1) else ''}")
     for number, block in enumerate(block for block in code if block.code != settings):
         (tmp_path / f"test_{number}.py").write_text(block.code)
+    (tmp_path / "test_own.py").write_text(DJANGOS_OWN)
     return tmp_path
 
 

@@ -13,9 +13,9 @@ from django.core.mail import send_mail
 from django.db import connection
 from django.test import TestCase, override_settings
 
-from mailengine import queue_job, queue_mail
+from mailengine import queue_job, queue_mail, send_direct_email
 from mailengine.clock import stopped_at
-from mailengine.errors import UnknownProvider
+from mailengine.errors import NotSent, UnknownProvider
 from mailengine.models import Message
 from mailengine.testing import FakeProvider, MailQueue, flaky_provider
 
@@ -313,6 +313,33 @@ def test_a_name_that_is_no_providers_is_said_with_the_nearest(mail_queue):
         mail_queue.fail("relay", "unavailible")
 
 
+def test_alerts_to_the_admins_are_not_among_the_mail(mail_queue, settings):
+    settings.ADMINS = ["admin@example.org"] if django.VERSION >= (6, 0) else [("Admin", "admin@example.org")]
+    mail_queue.fail("ses", "misconfigured")
+    mail_queue.queue("ann@example.org")
+
+    mail_queue.drain()
+
+    assert [(handover.provider, handover.did) for handover in mail_queue.handovers] == [
+        ("ses", "misconfigured"),
+        ("relay", "accept"),
+    ]
+    [alert] = mail.outbox
+    assert alert.to == ["admin@example.org"]
+
+
+def test_what_is_sent_directly_goes_by_the_same_providers(mail_queue):
+    mail_queue.fail("ses")
+
+    message = send_direct_email("Hello", "Good morning.", None, ["ann@example.org"])
+
+    assert message.provider == "relay"
+    mail_queue.fail("relay")
+    with pytest.raises(NotSent):
+        send_direct_email("Hello", "Good morning.", None, ["bob@example.org"])
+    assert recipients(mail_queue) == ["ann"]
+
+
 @override_settings(MAILERS=MAILERS, MAILENGINE=MAILENGINE)
 class OfUnittestTests(TestCase):
     def test_it_is_for_test_cases_too(self):
@@ -334,6 +361,13 @@ class OfUnittestTests(TestCase):
     def test_nor_after_an_error(self):
         with pytest.raises(ZeroDivisionError), MailQueue():
             1 / 0  # noqa: B018
+
+        assert stopped_at() is None
+
+    @override_settings(MAILERS={"ses": None})
+    def test_nor_after_settings_that_are_none(self):
+        with pytest.raises(AttributeError), MailQueue():
+            pass
 
         assert stopped_at() is None
 
