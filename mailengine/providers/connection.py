@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import smtplib
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from ..conf import get_settings
 from ..deadline import Deadline
 from ..outcomes import Kind, Outcome
 from . import http
+from .batch import NotOneCall, joined, outcomes_of_call, refused_as_a_whole
 from .build import build
 from .classify import outcome_of_error, outcome_of_return
 from .esp import esp_name
@@ -65,6 +67,24 @@ class Connection:
                 self.close()
         self._used_at = time.monotonic()
         return outcome
+
+    def hand_over_together(
+        self, emails: Sequence[EmailMessage], *, until: float | None = None, key: str = ""
+    ) -> list[Outcome]:
+        """Send these emails in one call of the ESP's API; what became of each, in their order.
+
+        `until` and `key` as in `hand_over()`; the key is that of the call, so that only the same emails in the same
+        order may go with it again. A `CallRefused` says that this email, which was not sent, is to go by itself.
+        """
+        if len(emails) <= 1:
+            return [self.hand_over(email, until=until, key=key) for email in emails]
+        try:
+            call = joined(emails, self.alias)
+        except NotOneCall as error:
+            refused = Outcome(Kind.REFUSED, code=type(error).__name__, detail=str(error))
+            return [refused_as_a_whole(refused)] * len(emails)
+        outcome = self.hand_over(call, until=until, key=key)
+        return outcomes_of_call(emails, call, outcome, esp=esp_name(self.alias))
 
     def close(self) -> None:
         """Hang up. Never raises: what was sent is sent."""

@@ -301,20 +301,23 @@ MAILJET_REFUSES = frozenset({"date", "list-id", "message-id", "user-agent", "x-m
 
 
 def _mailjet_read(fields: Mapping[str, Any]) -> list[Parcel]:
+    common = fields.get("Globals", {})
+    files = _mailjet_files(common)
     parcels = []
     for message in fields["Messages"]:
-        whole = {**fields.get("Globals", {}), **message}
+        whole = {**common, **message}
         addresses = [entry["Email"] for name in ("To", "Cc", "Bcc") for entry in whole.get(name, ())]
-        files = tuple(
-            File(file["Filename"], b64decode(file["Base64Content"]), file["ContentType"], file.get("ContentID", ""))
-            for name in ("Attachments", "InlinedAttachments")
-            for file in whole.get(name, ())
-        )
-        parcels.append(
-            Parcel(addresses, whole.get("Headers", {}), json.loads(whole.get("EventPayload") or "{}"), files)
-        )
-    # Files that are given for all are in memory once.
-    return [Parcel(p.addresses, p.headers, p.metadata, parcels[0].files) for p in parcels]
+        metadata = json.loads(whole.get("EventPayload") or "{}")
+        parcels.append(Parcel(addresses, whole.get("Headers", {}), metadata, _mailjet_files(message) or files))
+    return parcels
+
+
+def _mailjet_files(fields: Mapping[str, Any]) -> tuple[File, ...]:
+    return tuple(
+        File(file["Filename"], b64decode(file["Base64Content"]), file["ContentType"], file.get("ContentID", ""))
+        for name in ("Attachments", "InlinedAttachments")
+        for file in fields.get(name, ())
+    )
 
 
 def _mailjet_answer(parcels: Sequence[Parcel], inactive: Collection[str]) -> Verdict:

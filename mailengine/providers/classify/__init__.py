@@ -21,10 +21,11 @@ from ...outcomes import Kind, Outcome
 from .errors import is_of
 from .http import HTTP, of_anymail_error, of_anymail_status, retry_after_seconds
 from .kinds import ADDRESS, CANCELLED, MISCONFIGURED, REFUSED, UNCERTAIN, named
+from .mails import outcomes_of_mails
 from .smtp import of_reply, of_smtp_error
 from .system import of_network_error, of_other_error, of_silent_backend
 
-__all__ = ["ADDRESS", "outcome_of_error", "outcome_of_return", "retry_after_seconds"]
+__all__ = ["ADDRESS", "HTTP", "outcome_of_error", "outcome_of_return", "outcomes_of_mails", "retry_after_seconds"]
 
 
 def outcome_of_return(email: EmailMessage, sent_count: int | None) -> Outcome:

@@ -124,6 +124,11 @@ def of_anymail_error(error: AnymailError, status: Any) -> Outcome:
     return named(MISCONFIGURED, error, detail=first_argument(error))  # a sender domain it can't do without, say
 
 
+def of_words(esp: str, status: int, body: Mapping[str, Any]) -> Outcome:
+    """By what an ESP says of one mail, within an answer to a call for many, and the status it would have by itself."""
+    return _of_read(esp, _read_body(status, body, "", {}))
+
+
 def _of_answer(esp: str, answer: Any) -> Outcome:
     """By an HTTP answer: a `requests.Response`, or the dictionary that boto3 makes of one."""
     return _of_read(esp, _read(answer))
