@@ -9,6 +9,10 @@ from django.core.mail import EmailMessage
 WRITES_ITSELF = {
     # ESP: headers of ours that it refuses, with the whole mail, since it writes them itself; in lower case
     "Mailjet": frozenset({"date", "list-id", "message-id"}),  # https://github.com/symfony/symfony/issues/44000
+    "Postmark": frozenset({"date"}),  # https://github.com/symfony/symfony/issues/60254
+    # Of these nobody says whether they would take it, and they write one.
+    "Brevo": frozenset({"date"}),
+    "Resend": frozenset({"date"}),
 }
 
 

@@ -146,6 +146,9 @@ def _mailgun_answer(parcels: Sequence[Parcel], inactive: Collection[str]) -> Ver
 
 # Postmark: https://postmarkapp.com/developer/api/email-api
 
+POSTMARK_REFUSES = frozenset({"cc", "bcc", "date", "from", "reply-to", "subject", "to"})
+"""Headers that it has fields of its own for, or writes itself: https://github.com/symfony/symfony/issues/60254."""
+
 
 def _postmark_read(body: Any) -> list[Parcel]:
     return [_postmark_parcel(fields) for fields in (body if isinstance(body, list) else [body])]
@@ -172,6 +175,9 @@ def _postmark_answer(parcels: Sequence[Parcel], inactive: Collection[str]) -> Ve
 
 
 def _postmark_told(parcel: Parcel, inactive: Collection[str]) -> dict[str, Any]:
+    for name in parcel.headers:
+        if name.lower() in POSTMARK_REFUSES:
+            return {"ErrorCode": 300, "Message": f"Header '{name}' not allowed."}
     gone = _inactive([parcel], inactive)
     names = ", ".join(gone)
     reason = "Inactive recipients are ones that have generated a hard bounce or a spam complaint."

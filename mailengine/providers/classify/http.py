@@ -45,6 +45,7 @@ ANSWERS: tuple[tuple[str, str, Outcome], ...] = (
     ("Postmark", r"\d+ (10|400|401|405|412|413) ", MISCONFIGURED),
     ("Postmark", r"\d+ 406 ", BAD_ADDRESS),  # it bounced, or complained
     ("Postmark", r"\d+ 300 (Invalid|Error parsing) 'To'", BAD_ADDRESS),
+    ("Postmark", r"\d+ 300 Header .* not allowed", NOT_HERE),  # it writes that one itself
     ("Postmark", r"\d+ 100 ", UNAVAILABLE),  # maintenance
     ("Mailgun", r"400 .*'(to|cc|bcc)' parameter is not a valid address", BAD_ADDRESS),
     ("Mailgun", r"400 .*limit exceeded", THROTTLED),
@@ -139,7 +140,10 @@ def _of_read(esp: str, read: _Answer) -> Outcome:
     flags = re.IGNORECASE | re.DOTALL
     fitting = (outcome for name, pattern, outcome in ANSWERS if name in {"", esp} and re.match(pattern, line, flags))
     outcome = next(fitting, UNCERTAIN)
-    wait = retry_after_seconds(read.headers.get("Retry-After") or read.headers.get("retry-after"))
+    asked = read.headers.get("Retry-After") or read.headers.get("retry-after")
+    if esp == "Brevo" and read.status == 429:
+        asked = asked or read.headers.get("x-sib-ratelimit-reset")  # https://developers.brevo.com/docs/limit-headers
+    wait = retry_after_seconds(asked)
     if read.status == 503 and wait is not None:
         outcome = THROTTLED
     return replace(
