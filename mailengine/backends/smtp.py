@@ -353,14 +353,28 @@ class _Dialogue(smtplib.SMTP):
 
 
 class _WholeLines:
-    """A file of replies, of which smtplib reads lines; it would take half a line for an answer: `25`, or `550 5.`."""
+    """A file of replies, of which smtplib reads lines; it would take half a line for an answer: `25`, or `550 5.`.
+
+    After a line that is too long, a code of more than three digits, or lines of one reply that begin with different
+    codes, nobody knows what is said, nor what comes next: an OSError, on which smtplib hangs up.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._code = b""
+        """Of the lines before, where the reply goes on."""
 
     def readline(self, size: int) -> bytes:
         line = self._file.readline(size)
-        return line if line.endswith(b"\n") or len(line) == size else b""  # the connection broke
+        if len(line) == size:
+            raise OSError("a line of the reply is too long")
+        if not line.endswith(b"\n"):
+            return b""  # the connection broke
+        code, after = line[:3], line[3:4]
+        if after.isdigit() or self._code not in {b"", code}:
+            raise OSError(f"the reply makes no sense: {(self._code + b' ' + line).strip()!r:.80}")
+        self._code = code if after == b"-" else b""
+        return line
 
     def close(self) -> None:
         self._file.close()

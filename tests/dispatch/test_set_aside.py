@@ -194,9 +194,9 @@ def test_as_the_only_one_its_mail_waits_and_leaves_when_it_is_mended(provide, ca
     assert (message.status, message.attempt_count, len(alerts())) == ("sent", 0, 1)
 
 
-def test_sent_directly_it_goes_by_the_next(provide, case):
-    entry, _mend = case
-    provide(entry, "broken", "spare")
+@pytest.mark.parametrize("name", ["an alias that MAILERS lacks", "the queue itself", "a wrapper of the queue"])
+def test_sent_directly_it_goes_by_the_next(provide, name):
+    provide(BROKEN[name][0], "broken", "spare")
 
     message = send_direct_email("Hello", "Good morning.", "desk@example.org", ["ann@example.org"])
 

@@ -29,13 +29,23 @@ __all__ = ["ADDRESS", "HTTP", "outcome_of_error", "outcome_of_return", "outcomes
 
 
 def outcome_of_return(email: EmailMessage, sent_count: int | None) -> Outcome:
-    """What became of `email` when its backend returned without an error; Anymail's word counts more than the number."""
+    """What became of `email` when its backend returned without an error; Anymail's word counts more than the number.
+
+    Never raises.
+    """
+    try:
+        return _of_return(email, sent_count)
+    except Exception as error:  # noqa: BLE001  What a backend returns and leaves on the email is anybody's object.
+        return Outcome(Kind.UNCERTAIN, code=type(error).__name__)
+
+
+def _of_return(email: EmailMessage, sent_count: int | None) -> Outcome:
     status = getattr(email, "anymail_status", None)
     if getattr(status, "recipients", None):
         return of_anymail_status(status)
     if sent_count and getattr(status, "esp_response", None) is not None:
         return replace(UNCERTAIN, code="no recipients", detail="The answer names nobody.", phase=HTTP)
-    if sent_count:
+    if sent_count and sent_count > 0:
         refusals = getattr(email, "mailengine_refusals", None) or {}
         return Outcome(
             Kind.ACCEPTED,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
@@ -86,7 +87,7 @@ def of_anymail_status(status: Any) -> Outcome:
     """What Anymail read for each recipient: accepted if anybody was."""
     read = _read(getattr(status, "esp_response", None))
     # Postmark and Mailjet alone name recipients in an answer that says no.
-    is_yes = read.status in {0, *range(200, 300)}
+    is_yes = read.status in {0, *range(200, 300)} and read.text != "[]"  # of which Anymail makes "unknown" for each
     is_inactive = read.code == "406" or (read.code == "0" and read.text.startswith(NOT_TO_ALL))
     esp = "Mailjet" if read.code.startswith(("mj-", "send-")) else "Postmark"
     whole = replace(REFUSED, detail=read.text, phase=HTTP) if is_yes else _of_read(esp, read)
@@ -111,7 +112,10 @@ def of_anymail_error(error: AnymailError, status: Any) -> Outcome:
         return CANCELLED
     if isinstance(error, AnymailUnsupportedFeature):
         return named(NOT_HERE, error, detail=first_argument(error))
+    answered = getattr(status, "esp_response", None) is not None
     if isinstance(error, (AnymailInvalidAddress, AnymailSerializationError)):
+        if answered:  # what it tells of is the ESP's answer, and not the mail
+            return named(replace(UNCERTAIN, phase=HTTP), error)
         return named(REFUSED, error, detail=first_argument(error))
     answer = error.response
     if answer is None:
@@ -120,7 +124,7 @@ def of_anymail_error(error: AnymailError, status: Any) -> Outcome:
         return _of_answer(error.esp_name or "", answer)
     if error.__cause__ is not None or isinstance(error, OSError):
         return of_network_error(error, opening=False)
-    if getattr(status, "esp_response", None) is not None or isinstance(error, AnymailRecipientsRefused):
+    if answered or isinstance(error, AnymailRecipientsRefused):
         return named(replace(UNCERTAIN, phase=HTTP), error)
     return named(MISCONFIGURED, error, detail=first_argument(error))  # a sender domain it can't do without, say
 
@@ -158,13 +162,15 @@ def _of_read(esp: str, read: _Answer) -> Outcome:
 def retry_after_seconds(value: object) -> float | None:
     """The Retry-After header as seconds from now, 1 to 3,600, in either of its forms; None for garbage, or nothing."""
     text = str(value or "").strip()
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", text):
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
         seconds = float(text)
     else:
         try:
-            seconds = parsedate_to_datetime(text).timestamp() - time.time()
+            date = parsedate_to_datetime(text)
         except (TypeError, ValueError, IndexError, OverflowError):
             return None
+        # HTTP's are of GMT; the oldest of its three forms does not say so.
+        seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - time.time()
     shortest, longest = RETRY_AFTER_SECONDS
     return min(max(seconds, shortest), longest)
 
