@@ -14,7 +14,9 @@ from .payloads import MAILGUN_KEY, SECRETS
 
 OPTIONS = {
     "amazon_ses": {},
+    "brevo": {"api_key": "test"},
     "mailgun": {"api_key": "test", "sender_domain": "example.org"},
+    "mailjet": {"api_key": "test", "secret_key": "test"},
     "postmark": {"server_token": "test"},
     "resend": {"api_key": "test"},
     "sendgrid": {"api_key": "test"},
@@ -23,7 +25,7 @@ OPTIONS = {
 
 @pytest.fixture
 def esps(configure, settings):
-    """Providers of five ESPs, and one of no ESP, "relay". Nobody listens."""
+    """Providers of seven ESPs, and one of no ESP, "relay". Nobody listens."""
     configure()
     ours = {
         esp: {"BACKEND": f"anymail.backends.{esp}.EmailBackend", "OPTIONS": options} for esp, options in OPTIONS.items()

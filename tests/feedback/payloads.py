@@ -101,6 +101,48 @@ def _mailgun(message_id: str, *, event: str = "delivered", key: str = MAILGUN_KE
     )
 
 
+def _brevo(message_id: str) -> dict[str, Any]:
+    """https://developers.brevo.com/docs/transactional-webhooks"""
+    return _json(
+        {
+            "event": "delivered",
+            "email": "ann@example.org",
+            "id": 26224,
+            "date": "2025-11-21 05:40:00",
+            "ts": 1763700000,
+            "ts_event": 1763700000,
+            "ts_epoch": 1763700000000,
+            "message-id": "<202511210440.82119544812@smtp-relay.mailin.fr>",
+            "subject": "Hello",
+            "X-Mailin-custom": json.dumps({"mailengine_id": message_id}),
+            "sending_ip": "203.0.113.7",
+            "tags": [],
+        }
+    )
+
+
+def _mailjet(message_id: str) -> dict[str, Any]:
+    """https://dev.mailjet.com/email/guides/webhooks/"""
+    return _json(
+        [
+            {
+                "event": "sent",
+                "time": 1763700000,
+                "MessageID": 19421777835146490,
+                "Message_GUID": "1ab23cd4-e567-8901-2345-6789f0gh1i2j",
+                "email": "ann@example.org",
+                "mj_campaign_id": 7257,
+                "mj_contact_id": 4,
+                "customcampaign": "",
+                "mj_message_id": "19421777835146490",
+                "smtp_reply": "sent (250 2.0.0 OK)",
+                "CustomID": "",
+                "Payload": json.dumps({"mailengine_id": message_id}),
+            }
+        ]
+    )
+
+
 def _postmark(message_id: str) -> dict[str, Any]:
     return _json(
         {
@@ -218,7 +260,9 @@ def _amazon_ses(message_id: str) -> dict[str, Any]:
 
 REQUESTS = {
     "amazon_ses": _amazon_ses,
+    "brevo": _brevo,
     "mailgun": _mailgun,
+    "mailjet": _mailjet,
     "postmark": _postmark,
     "resend": _resend,
     "sendgrid": _sendgrid,
