@@ -10,6 +10,7 @@ from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004  Django's own name
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
 
 from . import compat
 from .addresses import parse_address
@@ -28,6 +29,7 @@ def check_settings(**_: Any) -> list[CheckMessage]:
     for problem in problems():
         kind, number = (Error, "mailengine.E004") if problem.serious else (Warning, "mailengine.W007")
         found.append(kind(problem.text, hint=problem.hint or None, id=number))
+    found += _check_functions(get_settings())
     if not getattr(django_settings, "USE_TZ", True):
         text = "USE_TZ is False, and mailengine compares instants in UTC."
         found.append(Error(text, hint="Set USE_TZ = True.", id="mailengine.E005"))
@@ -127,6 +129,18 @@ def _check_clear_text(alias: str, options: dict[str, Any]) -> Iterator[CheckMess
     if options.get("password") and not local and not options.get("use_tls") and not options.get("use_ssl"):
         hint = f'Set MAILERS[{alias!r}]["OPTIONS"]["use_tls"] = True.'
         yield Warning(f"The provider {alias!r} sends its password in clear.", hint=hint, id="mailengine.W008")
+
+
+def _check_functions(settings: Settings) -> Iterator[CheckMessage]:
+    for name, path in (("SHOULD_PROBE", settings.should_probe), ("CLASSIFIER", settings.classifier)):
+        try:
+            if path is None or callable(import_string(path)):
+                continue
+            problem = "which can't be called"
+        except ImportError as error:
+            problem = f"which can't be imported: {error}"
+        text = f"MAILENGINE[{name!r}] is {path!r}, {problem}."
+        yield Error(text, hint="Give the dotted path of a function; until then ours decides.", id="mailengine.E011")
 
 
 def _check_default_mailer() -> Iterator[CheckMessage]:

@@ -7,11 +7,15 @@ closing is probed ever more rarely; one that was misconfigured isn't, since a re
 
 Callers keep a `Circuit` in the database, lock it, call one function and store what comes back if it differs: a good
 round on a healthy circuit gives the same value, hence writes nothing.
+
+When to probe is `should_probe()`, unless a project has a function of its own; that there is one probe at a time, or as
+many as good ones have earned, is not for it to say.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 RELAPSE_INTERVALS = 10
@@ -48,8 +52,10 @@ class Circuit:
     closed_at: datetime | None = None
     interval_factor: int = 1
     """How many probe intervals lie between two probes; above 1 after a relapse."""
-    probe_at: datetime | None = None
-    """While open: when the next probe may start."""
+    failed_at: datetime | None = None
+    """While open: the last bad round."""
+    probing_until: datetime | None = None
+    """While open: a probe is under way, whose result can come until then."""
     probes_left: int = 0
     """While open, after a good probe: how many more may start at once."""
     throttled_until: datetime | None = None
@@ -63,25 +69,69 @@ class Circuit:
         """Whether any mail may go there now."""
         return not self.is_open and not self.is_throttled(now=now)
 
-    def probe_is_due(self, *, now: datetime) -> bool:
-        if not self.is_open or self.is_throttled(now=now):
-            return False
-        return self.probes_left > 0 or self.probe_at is None or now >= self.probe_at
+    def interval_seconds(self, policy: Policy) -> float:
+        """How long after a bad round the next probe may start."""
+        return policy.probe_interval_seconds * self.interval_factor
+
+    def next_probe_at(self, policy: Policy) -> datetime | None:
+        """While open: when the next probe may start by the interval, unless a good one comes before; None: at once."""
+        instants = [self.throttled_until, self.probing_until]
+        if self.failed_at is not None:
+            instants.append(self.failed_at + timedelta(seconds=self.interval_seconds(policy)))
+        return max((instant for instant in instants if instant is not None), default=None)
+
+
+@dataclass(frozen=True)
+class ProbeState:
+    """A provider whose circuit is open and which nobody is probing, as `should_probe()` sees it."""
+
+    alias: str
+    circuit: Circuit
+    policy: Policy
+    now: datetime
+    count_calls_elsewhere: Callable[[], int] = field(default=lambda: 0, repr=False)
+
+    @property
+    def seconds_since_failure(self) -> float:
+        """Since the last bad round; infinite when none is known."""
+        failed_at = self.circuit.failed_at
+        return (self.now - failed_at).total_seconds() if failed_at else float("inf")
+
+    @property
+    def calls_elsewhere(self) -> int:
+        """How many handovers other providers have had since then. It is counted in the ledger when asked for."""
+        return self.count_calls_elsewhere()
+
+
+def should_probe(state: ProbeState) -> bool:
+    """Whether to probe now: once in each interval."""
+    return state.seconds_since_failure >= state.circuit.interval_seconds(state.policy)
+
+
+def probe_is_due(state: ProbeState, *, decide: Callable[[ProbeState], bool] = should_probe) -> bool:
+    """Whether a probe may start; `decide` is asked only where the circuit leaves it open."""
+    circuit, now = state.circuit, state.now
+    if not circuit.is_open or circuit.is_throttled(now=now):
+        return False
+    if circuit.probes_left > 0:
+        return True
+    is_under_way = circuit.probing_until is not None and now < circuit.probing_until
+    return not is_under_way and decide(state)
 
 
 def start_probe(circuit: Circuit, *, now: datetime, policy: Policy) -> Circuit:
-    """The circuit with one probe under way, which `probe_is_due` allowed.
+    """The circuit with one probe under way, which `probe_is_due()` allowed.
 
     Should the prober die, the next probe may start when its result can no longer come.
     """
     if circuit.probes_left > 0:
         return replace(circuit, probes_left=circuit.probes_left - 1)
-    return replace(circuit, probe_at=_result_is_lost_at(circuit, now=now, policy=policy))
+    return replace(circuit, probing_until=_result_is_lost_at(circuit, now=now, policy=policy))
 
 
-def return_probe(circuit: Circuit, *, now: datetime) -> Circuit:
-    """The circuit after a probe that said nothing about the provider: the next may start at once."""
-    return replace(circuit, probe_at=now) if circuit.is_open else circuit
+def return_probe(circuit: Circuit) -> Circuit:
+    """The circuit after a probe that said nothing about the provider: the next may start as soon as it is wanted."""
+    return replace(circuit, probing_until=None)
 
 
 def after_good(circuit: Circuit, *, now: datetime, policy: Policy) -> Circuit:
@@ -93,7 +143,7 @@ def after_good(circuit: Circuit, *, now: datetime, policy: Policy) -> Circuit:
     good = circuit.good_rounds + 1
     if good < policy.healthy_threshold:
         lost_at = _result_is_lost_at(circuit, now=now, policy=policy)
-        return replace(circuit, good_rounds=good, probe_at=lost_at, probes_left=_ramp(good))
+        return replace(circuit, good_rounds=good, probing_until=lost_at, probes_left=_ramp(good))
     return Circuit(
         closed_at=now,
         interval_factor=circuit.interval_factor,
@@ -105,14 +155,12 @@ def after_good(circuit: Circuit, *, now: datetime, policy: Policy) -> Circuit:
 def after_bad(circuit: Circuit, *, now: datetime, policy: Policy, misconfigured: bool = False) -> Circuit:
     """The circuit after a handover that failed by the provider's fault, or by our configuration of it."""
     if circuit.is_open:
-        still = replace(circuit, good_rounds=0, probes_left=0)
-        if misconfigured:
-            still = replace(still, misconfigured=True, interval_factor=1)
-        return replace(still, probe_at=now + timedelta(seconds=_interval(still, policy)))
+        still = replace(circuit, good_rounds=0, probes_left=0, failed_at=now, probing_until=None)
+        return replace(still, misconfigured=True, interval_factor=1) if misconfigured else still
     bad = circuit.bad_rounds + 1
     if bad < policy.unhealthy_threshold and not misconfigured:
         return replace(circuit, bad_rounds=bad)
-    opened = replace(
+    return replace(
         circuit,
         is_open=True,
         bad_rounds=bad,
@@ -120,9 +168,9 @@ def after_bad(circuit: Circuit, *, now: datetime, policy: Policy, misconfigured:
         misconfigured=misconfigured,
         opened_at=now,
         interval_factor=_factor_on_opening(circuit, now=now, policy=policy, misconfigured=misconfigured),
+        failed_at=now,
         probes_left=0,
     )
-    return replace(opened, probe_at=now + timedelta(seconds=_interval(opened, policy)))
 
 
 def after_throttle(circuit: Circuit, *, now: datetime, retry_after_seconds: float | None) -> Circuit:
@@ -145,11 +193,7 @@ def _ramp(good_rounds: int) -> int:
 
 def _result_is_lost_at(circuit: Circuit, *, now: datetime, policy: Policy) -> datetime:
     """When no result can come any more of a probe that starts now: its process died."""
-    return now + timedelta(seconds=max(_interval(circuit, policy), policy.send_deadline_seconds))
-
-
-def _interval(circuit: Circuit, policy: Policy) -> float:
-    return policy.probe_interval_seconds * circuit.interval_factor
+    return now + timedelta(seconds=max(circuit.interval_seconds(policy), policy.send_deadline_seconds))
 
 
 def _factor_on_opening(circuit: Circuit, *, now: datetime, policy: Policy, misconfigured: bool) -> int:

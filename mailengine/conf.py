@@ -10,12 +10,15 @@ import functools
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 from typing import Any
 
 from django.conf import settings as django_settings
 
 from .addresses import parse_address
+from .circuit import Policy
 from .errors import InvalidAddress, UnknownProvider, UnknownStream, did_you_mean
+from .rate import Limit, limits_of
 
 DAY = 86_400
 URGENT = 0
@@ -24,10 +27,33 @@ URGENT = 0
 STRATEGIES = ("ordered", "sticky", "weighted", "spread")
 UNCERTAIN_POLICIES = ("resend", "hold")
 LATER = {
-    "PROVIDERS": {"RATE", "BATCH"},
-    "STREAMS": {"SHARE", "FAILOVER", "KICK", "UNDO_SECONDS"},
+    "PROVIDERS": {"BATCH"},
+    "STREAMS": {"SHARE", "KICK", "UNDO_SECONDS"},
 }
 """Names that the documentation promises for a later version: known, but without effect so far, and a check says so."""
+
+
+class Mode(str, Enum):
+    """What an operator lets a provider do."""
+
+    ENABLED = "enabled"  # it is in use
+    DRAINING = "draining"  # it gets no new mail, but what only it may carry
+    DISABLED = "disabled"  # it gets nothing, and what only it may carry waits
+    RETIRED = "retired"  # as if it were not configured
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Switches:
+    """What an operator has set for a provider, over what the settings say; None: as they say."""
+
+    mode: Mode = Mode.ENABLED
+    weight: int | None = None
+    rate: tuple[Limit, ...] | None = None
+    is_added: bool = False
+    """The settings don't name it as a provider, and it is one all the same."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +67,14 @@ class ProviderPolicy:
     """Its share among the healthy, with the strategy `"weighted"`; with 0 it only stands in for others."""
     allowed_senders: tuple[str, ...] | None = None
     """Addresses (ann@example.org) and domains (@example.org) that it may send as; None: any."""
+    rate: tuple[Limit, ...] = ()
+    """How many handovers it may be given, by all hosts together; empty: any number."""
+    reserve: float = 0.1
+    """The part of its limits that mail of priority BULK leaves to other mail."""
+    warm_up: tuple[int, ...] = ()
+    """The most handovers on its first day in use, on its second, and so on; after the last, any number."""
+    mode: Mode = Mode.ENABLED
+    """Not a setting, but a switch."""
 
     def may_send_as(self, address: str) -> bool:
         """Whether it may, by the `key` of an `Address`."""
@@ -58,6 +92,8 @@ class StreamPolicy:
     """Aliases in order of preference; None: all providers."""
     strategy: str | None = None
     """None: as `MAILENGINE["STRATEGY"]`."""
+    failover: bool = True
+    """Whether others stand in for the provider that it prefers; with False, mail waits for that one."""
     lifetime_seconds: float = 5 * DAY
     """How long after its first deferral a message is still tried."""
     uncertain: str = "resend"
@@ -84,6 +120,21 @@ class Settings:
     probe_interval_seconds: float = 60
     uncertain_window_seconds: float | None = None
     alert_mailer: str | None = None
+    should_probe: str | None = None
+    """The dotted path of a function like `mailengine.circuit.should_probe`, which is used without it."""
+    classifier: str | None = None
+    """The dotted path of a function that may judge otherwise what a handover came to."""
+    takes_added: bool = True
+    """Not a setting: whether providers that an operator has added are among these, too."""
+
+    @property
+    def circuit_policy(self) -> Policy:
+        return Policy(
+            unhealthy_threshold=self.unhealthy_threshold,
+            healthy_threshold=self.healthy_threshold,
+            probe_interval_seconds=self.probe_interval_seconds,
+            send_deadline_seconds=self.send_deadline_seconds,
+        )
 
     @property
     def batch(self) -> int:
@@ -99,6 +150,21 @@ class Settings:
     def trusted_seconds(self) -> float:
         """How long after a claim a handover may still begin: it must be over before the lease is."""
         return self.lease_seconds - self.lease_margin_seconds - self.send_deadline_seconds
+
+    def under(self, switches: Mapping[str, Switches], *, known: Collection[str]) -> Settings:
+        """These settings as an operator's switches leave them: a retired provider is gone, added ones come last.
+
+        `known` are the aliases that can be added: those that this process has an entry of MAILERS for.
+        """
+        added = [alias for alias, s in switches.items() if s.is_added and alias in known and self.takes_added]
+        policies = {**self.providers}
+        policies |= {alias: ProviderPolicy(alias) for alias in added if alias not in policies}
+        for alias, switch in switches.items():
+            if alias in policies and switch.mode is Mode.RETIRED:
+                del policies[alias]
+            elif alias in policies:
+                policies[alias] = _switched(policies[alias], switch)
+        return self if policies == self.providers else replace(self, providers=policies)
 
     def provider(self, alias: str) -> ProviderPolicy:
         try:
@@ -137,6 +203,12 @@ class Settings:
         return 30 if priority <= URGENT else policy.default_window_seconds
 
 
+def _switched(policy: ProviderPolicy, switch: Switches) -> ProviderPolicy:
+    weight = policy.weight if switch.weight is None else switch.weight
+    rate = policy.rate if switch.rate is None else switch.rate
+    return replace(policy, mode=switch.mode, weight=weight, rate=rate)
+
+
 STREAMS = {
     "transactional": StreamPolicy("transactional", priority=20, default_window_seconds=600),
     "bulk": StreamPolicy("bulk", priority=40),
@@ -149,6 +221,7 @@ SHORTEST_TRUST_SECONDS = 5.0
 NUMBERS = {
     "CONNECTIONS": 1,
     "WEIGHT": 0,
+    "RESERVE": 0,
     "CLAIM_BATCH": 1,
     "LEASE_SECONDS": 1,
     "SEND_DEADLINE_SECONDS": 0.1,
@@ -165,11 +238,15 @@ NUMBERS = {
 
 MOST = 3_650 * DAY
 """The largest value of any of them: seconds beyond that lead to dates that no database knows."""
+PARTS = {"RESERVE"}
+"""Those that are a part of something, hence 1 at most."""
 
 _WHOLE = {"CONNECTIONS", "WEIGHT", "CLAIM_BATCH", "MAX_ATTEMPTS", "UNHEALTHY_THRESHOLD", "HEALTHY_THRESHOLD"}
-_TOP = {f.name.upper() for f in fields(Settings)}
-_PROVIDER = {"CONNECTIONS", "WEIGHT", "ALLOWED_SENDERS"}
-_STREAM = {"PROVIDERS", "PRIORITY", "STRATEGY", "LIFETIME_SECONDS", "UNCERTAIN", "UNCERTAIN_WINDOW_SECONDS"}
+_TOP = {f.name.upper() for f in fields(Settings)} - {"TAKES_ADDED"}
+_PROVIDER = {"CONNECTIONS", "WEIGHT", "ALLOWED_SENDERS", "RATE", "RESERVE", "WARM_UP"}
+_STREAM = {
+    "PROVIDERS", "PRIORITY", "STRATEGY", "FAILOVER", "LIFETIME_SECONDS", "UNCERTAIN", "UNCERTAIN_WINDOW_SECONDS",
+}  # fmt: skip
 PRIORITIES = {"URGENT": 0, "HIGH": 10, "NORMAL": 20, "LOW": 30, "BULK": 40}
 
 
@@ -220,6 +297,9 @@ def _read(document: str) -> tuple[Settings, tuple[Problem, ...]]:
     if not isinstance(values["alert_mailer"], str | None):
         found.append(Problem(f"ALERT_MAILER is {values['alert_mailer']!r}.", "It is one alias of MAILERS, as text."))
         values["alert_mailer"] = None
+    for name in ("SHOULD_PROBE", "CLASSIFIER"):
+        if raw.get(name) is not None and _is_path(raw[name], where=f"MAILENGINE[{name!r}]", found=found):
+            values[name.lower()] = raw[name]
     settings = Settings(**values)
     if settings.trusted_seconds < 0:
         needed = f"at least SEND_DEADLINE_SECONDS + {settings.lease_margin_seconds:g}"
@@ -257,14 +337,37 @@ def _providers(raw: object, found: list[Problem]) -> dict[str, ProviderPolicy]:
             found.append(Problem(f"{where} is {entry!r}.", "It is a dictionary, empty for the defaults."))
             entry = {}
         found.extend(_unknown(entry, known=_PROVIDER, where=where, later=LATER["PROVIDERS"]))
-        for name in ("CONNECTIONS", "WEIGHT"):
+        for name in ("CONNECTIONS", "WEIGHT", "RESERVE"):
             if name in entry and _is_number(name, entry[name], where=where, found=found):
                 policy = replace(policy, **{name.lower(): entry[name]})
+        rate = _rate(entry.get("RATE"), where=f'{where}["RATE"]', found=found)
+        warm_up = _warm_up(entry.get("WARM_UP"), where=f'{where}["WARM_UP"]', found=found)
+        policy = replace(policy, rate=rate, warm_up=warm_up)
         if entry.get("ALLOWED_SENDERS") is not None:
             allowed = _senders(entry["ALLOWED_SENDERS"], where=f'{where}["ALLOWED_SENDERS"]', found=found)
             policy = replace(policy, allowed_senders=allowed)
         policies[alias] = policy
     return policies
+
+
+def _rate(raw: object, *, where: str, found: list[Problem]) -> tuple[Limit, ...]:
+    if raw is None:
+        return ()
+    try:
+        return limits_of(raw if isinstance(raw, str) else repr(raw))
+    except ValueError as error:
+        found.append(Problem(f"{where}: {error}", "Leave it out for no limit."))
+        return ()
+
+
+def _warm_up(raw: object, *, where: str, found: list[Problem]) -> tuple[int, ...]:
+    if raw is None:
+        return ()
+    if isinstance(raw, list) and raw and all(type(most) is int and 1 <= most <= MOST for most in raw):
+        return tuple(raw)
+    hint = "It is a list of whole numbers, the most mail on the first day, on the second, …: [50, 100, 500, 1000]."
+    found.append(Problem(f"{where} is {raw!r}.", hint))
+    return ()
 
 
 def _senders(raw: object, *, where: str, found: list[Problem]) -> tuple[str, ...] | None:
@@ -310,6 +413,12 @@ def _stream_values(
             yield name.lower(), value
         elif name == "STRATEGY" and _is_strategy(value, where=f"{where}[{name!r}]", found=found):
             yield "strategy", value
+        elif name == "FAILOVER":
+            if isinstance(value, bool):
+                yield "failover", value
+            else:
+                hint = "It is True or False: with False, mail waits for the provider that the stream prefers."
+                found.append(Problem(f"{where}[{name!r}] is {value!r}.", hint))
         elif name == "UNCERTAIN":
             if value in UNCERTAIN_POLICIES:
                 yield "uncertain", value
@@ -356,13 +465,21 @@ def _is_number(name: str, value: object, *, where: str, found: list[Problem]) ->
     least = NUMBERS[name]
     if value is None and name == "UNCERTAIN_WINDOW_SECONDS":
         return True
+    most = 1 if name in PARTS else MOST
     kinds = (int,) if name in _WHOLE else (int, float)
-    if isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= MOST:
+    if isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most:
         return True
     kind = "a whole number" if name in _WHOLE else "a number"
-    is_too_much = isinstance(value, (int, float)) and MOST < value < float("inf")
-    limits = f"{least} or more, and at most {MOST:,}" if is_too_much else f"{least} or more"
+    is_too_much = isinstance(value, (int, float)) and most < value < float("inf")
+    limits = f"{least} or more, and at most {most:,}" if is_too_much else f"{least} or more"
     found.append(Problem(f"{where}[{name!r}] is {value!r}.", f"It is {kind}, {limits}."))
+    return False
+
+
+def _is_path(value: object, *, where: str, found: list[Problem]) -> bool:
+    if isinstance(value, str) and "." in value:
+        return True
+    found.append(Problem(f"{where} is {value!r}.", "It is the dotted path of a function, as 'paper.mail.judge'."))
     return False
 
 

@@ -11,6 +11,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ..clock import db_now
+from ..conf import get_settings
 from ..models import ProviderState
 from .base import BannerMixin, ReadOnlyAdmin
 
@@ -19,13 +20,13 @@ from .base import BannerMixin, ReadOnlyAdmin
 class ProviderStateAdmin(BannerMixin, ReadOnlyAdmin):
     """The health of each provider, as all workers share it."""
 
-    list_display = ("alias", "circuit_in_words", "since", "probe_at", "last_error", "last_error_at")
+    list_display = ("alias", "circuit_in_words", "since", "next_probe", "last_error", "last_error_at")
     list_filter = ("is_open", "misconfigured")
     fields = (
-        "alias", "circuit_in_words", "since", "bad_rounds", "good_rounds", "probe_at", "throttled_until",
+        "alias", "circuit_in_words", "since", "bad_rounds", "good_rounds", "next_probe", "throttled_until",
         "took_over_at", "alerted_at", "last_error", "last_error_at",
     )  # fmt: skip
-    readonly_fields = ("circuit_in_words", "since")
+    readonly_fields = ("circuit_in_words", "since", "next_probe")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ProviderState]:
         rows: QuerySet[ProviderState] = super().get_queryset(request)
@@ -43,6 +44,10 @@ class ProviderStateAdmin(BannerMixin, ReadOnlyAdmin):
         if circuit.bad_rounds:
             return gettext("Closed: in use, though the last handovers failed")
         return gettext("Closed: in use")
+
+    @admin.display(description=_("next probe"))
+    def next_probe(self, provider: ProviderState) -> Any:
+        return provider.circuit.next_probe_at(get_settings().circuit_policy) if provider.is_open else None
 
     @admin.display(description=_("since"))
     def since(self, provider: ProviderState) -> Any:

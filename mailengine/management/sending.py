@@ -111,6 +111,8 @@ def summary(report: Report, waiting: Waiting) -> str:
             text += f", oldest {duration(waiting.oldest_seconds)}"
     if report.is_blocked:
         text += "; no provider can be used now: manage.py mail_status says why"
+    elif report.is_limited:
+        text += "; the rest waits for the limits of its providers: manage.py mail_status says until when"
     return text
 
 

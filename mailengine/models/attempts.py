@@ -133,6 +133,10 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
                 self.end(message_id, attempt.number, Outcome(Kind.UNCERTAIN, code=outcome.code, detail=detail))
         return proven.provider
 
+    def count_accepted(self, provider: str, *, since: datetime) -> int:
+        """How many handovers this provider has accepted that began after `since`."""
+        return self.filter(provider=provider, begun_at__gt=since, outcome=Kind.ACCEPTED).count()
+
     def open(self) -> AttemptQuerySet:
         return self.filter(ended_at=None)
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from django.db.models import Q
 
 from ..conf import Settings
-from ..models import Lease, Message
+from ..models import Lease, Message, Priority
 from ..models.bulk import Asked
 from ..models.messages import MessageQuerySet, Status
 from .health import Health
@@ -32,14 +32,17 @@ class Claims:
         """Whether anything is due that is this run's business."""
         return self._due().exists()
 
-    def is_blocked(self, *, in_seconds: float = 0) -> bool:
-        """Whether mail is due, or will be then, that no provider can take now."""
-        can_go = self._can_go()
+    def is_blocked(self, *, in_seconds: float = 0, whatever_the_limits: bool = False) -> bool:
+        """Whether mail is due, or will be then, that no provider can take now.
+
+        `whatever_the_limits`: nor could it, had no provider a limit.
+        """
+        can_go = self._can_go(whatever_the_limits=whatever_the_limits)
         return can_go is not None and self._due(in_seconds=in_seconds).exclude(can_go).exists()
 
     def batch(self, *, most: int | None) -> int:
         """How many to claim at once, and no more than `most`."""
-        if not self.health.usable_streams():
+        if not self.health.can_send():
             return 0
         batch = 1 if self.health.only_probes() else self.settings.batch
         return batch if most is None else min(batch, most)
@@ -51,7 +54,7 @@ class Claims:
     def take_more_urgent(self, lease: Lease, *, than: int, limit: int) -> Claim | None:
         """Messages that go before those of priority `than`."""
         urgent = self._candidates().filter(priority__lt=than)
-        question = (than, *sorted(self.health.usable_streams()))
+        question = (than, repr(self._can_go()))
         if question not in self._urgent_mail:
             self._urgent_mail[question] = Asked(urgent.filter(status__in=self.statuses).due())
         return self._take(urgent, lease, limit=limit) if self._urgent_mail[question].is_any() else None
@@ -92,10 +95,21 @@ class Claims:
     def _of_our_streams(self) -> MessageQuerySet:
         return Message.objects.all() if self.streams is None else Message.objects.filter(stream__in=self.streams)
 
-    def _can_go(self) -> Q | None:
+    def _can_go(self, *, whatever_the_limits: bool = False) -> Q | None:
         """The mail that some provider can take now; None when that is all of it."""
-        usable = self.health.usable_streams()
-        blocked = set(self.settings.streams) - usable
+        usable = self.health.usable_streams(whatever_the_limits=whatever_the_limits)
+        for_bulk = self.health.usable_streams(is_bulk=True, whatever_the_limits=whatever_the_limits)
+        can_go = self._in_streams(usable)
+        if for_bulk != usable:
+            bulk_can_go = Q(priority__lt=Priority.BULK) | (self._in_streams(for_bulk) or Q())
+            can_go = bulk_can_go if can_go is None else can_go & bulk_can_go
+        if can_go is not None and (draining := self.health.draining()):
+            can_go |= Q(status=Status.UNCERTAIN, provider__in=draining)
+        return can_go
+
+    def _in_streams(self, usable: Collection[str]) -> Q | None:
+        """The mail of these streams; None when that is all of it."""
+        blocked = set(self.settings.streams) - set(usable)
         if not blocked:
             return None
         # Mail of a stream that the settings no longer have goes as transactional mail does.

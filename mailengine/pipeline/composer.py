@@ -14,7 +14,6 @@ from django.db import Error as DatabaseFault
 from django.db import router, transaction
 
 from ..addresses import Address, parse_address
-from ..conf import Settings
 from ..errors import InvalidMail, MailengineError
 from ..models import Attachment, Message, MessageJob, Priority
 from ..models.content import attachment_storage
@@ -85,8 +84,7 @@ class Kept(Generic[T]):
 class Composer:
     """Composes the messages of a run; the words they share are loaded once."""
 
-    def __init__(self, settings: Settings, health: Health) -> None:
-        self.settings = settings
+    def __init__(self, health: Health) -> None:
         self.health = health
         self._words: Kept[Words] = Kept()
         self._files: Kept[bytes] = Kept()
@@ -113,8 +111,9 @@ class Composer:
     def _bar(self, item: Item, sender: Address) -> None:
         """Keep it from the providers that may not send as this sender. Raises `NobodyMay` when that is all of them."""
         message = item.message
-        aliases = self.settings.aliases_for(message.stream)
-        barred = {alias for alias in aliases if not self.settings.provider(alias).may_send_as(sender.key)}
+        settings = self.health.settings
+        aliases = settings.aliases_for(message.stream)
+        barred = {alias for alias in aliases if not settings.provider(alias).may_send_as(sender.key)}
         if not barred:
             return
         left = set(aliases) - barred
@@ -191,8 +190,9 @@ class Composer:
     def _later(self, message: Message, reason: str) -> Verdict:
         """Not now, by no fault of the message or of a provider: again in one probe interval."""
         now = self.health.now
-        until = now + timedelta(seconds=max(self.settings.probe_interval_seconds, 1))
-        return back(message, reason, now=now, settings=self.settings, until=until)
+        settings = self.health.settings
+        until = now + timedelta(seconds=max(settings.probe_interval_seconds, 1))
+        return back(message, reason, now=now, settings=settings, until=until)
 
     def _load(self, content_id: int) -> Words:
         words = self._words.get(content_id)

@@ -12,9 +12,10 @@ from asgiref.sync import sync_to_async
 from django.db import router, transaction
 
 from ..clock import db_now, read_now
+from ..compat import mailer_aliases
 from ..conf import Settings, get_settings
 from ..errors import InvalidMail, NotSent
-from ..models import Lease, Message, Priority, Worker
+from ..models import Lease, Message, Priority, ProviderState, Worker
 from ..models.messages import Status
 from .dispatch import Dispatcher
 from .draft import draft_of, recipients_of
@@ -55,6 +56,8 @@ def send_direct_email(
     if send_at is not None or idempotency_key is not None:
         raise InvalidMail("send_direct_email() sends now: use queue_mail() for send_at and idempotency_key.")
     settings = get_settings()
+    if provider is not None and provider not in settings.providers:
+        settings = settings.under(ProviderState.objects.switches(), known=mailer_aliases())
     if provider is not None:
         settings = _with_one_provider(settings, provider)
     if not settings.providers:
@@ -98,7 +101,7 @@ def send_direct_email(
 def _with_one_provider(settings: Settings, alias: str) -> Settings:
     """These settings as if this provider were the only one, of every stream. Raises `UnknownProvider`."""
     streams = {name: replace(policy, providers=None) for name, policy in settings.streams.items()}
-    return replace(settings, providers={alias: settings.provider(alias)}, streams=streams)
+    return replace(settings, providers={alias: settings.provider(alias)}, streams=streams, takes_added=False)
 
 
 asend_direct_email = sync_to_async(send_direct_email, thread_sensitive=True)

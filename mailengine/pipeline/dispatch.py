@@ -32,7 +32,7 @@ from .alerts import send_alert
 from .claims import Claims
 from .compose import ComposedEmail
 from .composer import Composer
-from .health import Health
+from .health import LONGEST_MOMENT_SECONDS, Health
 from .items import Claim, Item
 from .ledger import Ledger
 from .outage import may_try_again, one_line_of, waits
@@ -46,10 +46,10 @@ logger = logging.getLogger("mailengine.dispatch")
 HEARTBEAT_SECONDS = 10.0
 LOOK_AGAIN_SECONDS = 1.0
 """How long after finding nothing to claim a run that goes on for other reasons looks again."""
-LONGEST_MOMENT_SECONDS = 5.0
-"""A provider that wants to be left alone for no longer than this is waited for; later it is the next run's."""
 WAIT_SECONDS = 0.2
 """How long the loop waits for a handover to end before it looks at the clock and the stop event again."""
+LIMIT_SECONDS = 0.05
+"""And how long before it asks again whether a provider's limit lets something begin."""
 BEGUN_TOO_LATE = Outcome(
     Kind.UNAVAILABLE, code="too late", detail="its lease ran out before its begin was durable", is_local=True
 )
@@ -122,9 +122,9 @@ class Dispatcher:
         self.turn: Turn | None = None
         """The one under way: an error leaves it behind, and the worker's row knows whether it was committed."""
         self.turn_numbers = count(1)
-        composer = Composer(self.settings, self.health)
+        composer = Composer(self.health)
         self.stock = Stock(composer, self.health, self.team)
-        self.ledger = Ledger(self.settings, self.health, composer, self.report)
+        self.ledger = Ledger(self.health, composer, self.report)
         self.worker: Worker | None = None
         self.direct: Claim | None = None
         """The one message of `run_direct()`."""
@@ -188,8 +188,8 @@ class Dispatcher:
             claim = self._claim_more_urgent()
             if claim is None:
                 self._begin(turn, rows)
-            if self.ledger.given_back.total() > returned_count:  # it may be due again at once
-                self.is_dry = self.ledger.is_direct
+            if self.ledger.given_back.total() > returned_count or any(item.is_probe for item, _outcome in turn.ended):
+                self.is_dry = self.ledger.is_direct  # there may be something that can go at once
             claim = claim or self._claim()
             if turn.ended or claim or len(self.stock) < stock_count:
                 self._heartbeat(turn)
@@ -278,9 +278,11 @@ class Dispatcher:
             return 0
         if pause_seconds := self.health.pause_seconds:
             return min(pause_seconds, WAIT_SECONDS)
-        if not self.in_flight and (self.stock or not self.is_dry):
+        if self.stock.can_begin():
+            return WAIT_SECONDS if self.in_flight and self._must_stop() else 0
+        if not self.in_flight and not self.stock and not self.is_dry:
             return 0
-        return 0 if self.stock.can_begin() and not self._must_stop() else WAIT_SECONDS
+        return LIMIT_SECONDS if self.stock and self.health.limits_bind() else WAIT_SECONDS
 
     @contextmanager
     def _orderly_end(self) -> Iterator[None]:
@@ -344,7 +346,7 @@ class Dispatcher:
         self.saw_mail = self.claims.has_mail()
         if self.saw_mail and self.worker is None:
             self.health.refresh()
-            if self.health.usable_streams():
+            if self.health.can_send():
                 # In a commit of its own: what this worker has claimed and begun is found by it, whatever fails later.
                 self.worker = Worker.objects.register(self.report.command)
         self.is_dry = self.worker is None
@@ -355,7 +357,9 @@ class Dispatcher:
         )
 
     def _look_back(self) -> None:
-        self.report.is_blocked = self.report.stopped == "done" and self.saw_mail and self.claims.is_blocked()
+        if self.report.stopped == "done" and self.saw_mail:
+            self.report.is_blocked = self.claims.is_blocked(whatever_the_limits=True)
+            self.report.is_limited = self.claims.is_blocked() and not self.report.is_blocked
 
     # When the database fails
 
@@ -530,6 +534,9 @@ class Dispatcher:
             return
         for item in self.stock.take_untrusted():
             self._let_go(item)
+        if not self.stock.can_begin():
+            return
+        self.health.lock_limits()
         chosen = self.stock.take()
         if not chosen:
             return

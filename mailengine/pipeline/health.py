@@ -7,15 +7,19 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
-from ..circuit import Circuit, Policy, start_probe
+from ..circuit import Circuit, ProbeState, probe_is_due, start_probe
 from ..clock import db_now, seconds_since, stopped_at
-from ..conf import Settings, get_settings
-from ..models import Message, ProviderState
+from ..compat import mailer_aliases
+from ..conf import Mode, Settings, get_settings
+from ..hooks import prober
+from ..models import Attempt, Message, Priority, ProviderState
 from ..models.messages import Status
 from ..outcomes import Outcome
 from ..providers.choose import Candidate, Choice, Shares, choose, in_preference
+from ..rate import Limit, free_at, left, taken
 from . import promotion
 from .alerts import Alert, about_provider
 from .pace import Pace
@@ -23,6 +27,8 @@ from .rounds import Effect, Result, effect_of
 
 REFRESH_SECONDS = 1.0
 """How old the picture may be: other processes and hosts change the circuits too."""
+LONGEST_MOMENT_SECONDS = 5.0
+"""A provider that wants to be left alone for no longer than this is waited for; later it is the next run's."""
 
 
 @dataclass(frozen=True)
@@ -35,37 +41,43 @@ class Judgement:
 
 
 class Health:
-    """The circuits of all providers, and which of them a message may go to."""
+    """The circuits and limits of all providers, and which of them a message may go to."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.policy = Policy(
-            unhealthy_threshold=settings.unhealthy_threshold,
-            healthy_threshold=settings.healthy_threshold,
-            probe_interval_seconds=settings.probe_interval_seconds,
-            send_deadline_seconds=settings.send_deadline_seconds,
-        )
+        """As the operator's switches leave them, so that this run follows them."""
+        self.policy = settings.circuit_policy
         self.alerts: list[Alert] = []
         """What the admins are to be told once the transaction has committed."""
+        self._written_settings = settings
+        self._should_probe = prober(settings)
         self._states: dict[str, ProviderState] = {}
         self._read_at = float("-inf")
         self._pace = Pace(settings)
         self._others_wait: dict[tuple[str, bool], bool] = {}
         """What it has said, for one turn of the loop."""
+        self._candidates: dict[tuple[str, bool], list[Candidate]] = {}
+        """By stream, and whether for bulk mail: likewise."""
         self._shares = Shares()
         self._leads: dict[tuple[str, ...], str] = {}
         """By the providers of a stream: the one that this run has drawn to go first."""
         self._to_tell: dict[str, tuple[Alert, datetime]] = {}
         """By provider: the alert that is this process's to tell, and until when it is."""
+        self._counted: set[str] = set()
+        """Providers whose usage has grown since it was last written."""
 
     # The picture
 
     def refresh(self, *, at_once: bool = False) -> None:
-        """Read the circuits anew when the picture is old."""
+        """Read the circuits and switches anew when the picture is old."""
         self._others_wait.clear()
+        self._candidates.clear()
         if at_once or time.monotonic() - self._read_at >= REFRESH_SECONDS:
-            self._states = ProviderState.objects.of(self.settings.providers)
+            self._states = ProviderState.objects.everything(self._written_settings.providers)
             self._read_at = time.monotonic()
+            switches = {alias: state.switches for alias, state in self._states.items()}
+            self.settings = self._written_settings.under(switches, known=mailer_aliases())
+            self._counted.clear()
             self._enter_alerts()
 
     @property
@@ -81,21 +93,33 @@ class Health:
 
     # What may go, and where
 
-    def usable_streams(self) -> set[str]:
-        """The streams that something can be sent in now, be it a probe."""
+    def usable_streams(self, *, is_bulk: bool = False, whatever_the_limits: bool = False) -> set[str]:
+        """The streams that something can be sent in now, be it a probe; `is_bulk`: something of priority BULK."""
         return {
             stream
             for stream in self.settings.streams
-            if any(self._takes_mail(alias) for alias in self.settings.aliases_for(stream))
+            if any(
+                candidate.takes_new_mail
+                and (candidate.is_usable or candidate.probe_is_due or (whatever_the_limits and candidate.is_limited))
+                for candidate in self._in_preference(stream, is_bulk=is_bulk)
+            )
         }
 
+    def draining(self) -> list[str]:
+        """Providers that get no new mail, and can be used now."""
+        return [alias for alias in self.settings.providers if self._is_draining(alias)]
+
+    def can_send(self) -> bool:
+        """Whether anything at all can be sent now, be it a probe."""
+        return bool(self.usable_streams() or self.draining())
+
     def only_probes(self) -> bool:
-        """Whether no circuit is closed, so that messages go out one by one."""
-        return not any(state.circuit.is_usable(now=self.now) for state in self._states.values())
+        """Whether no provider can be used, so that messages go out one by one."""
+        return not any(self._candidate(alias, is_bulk=False).is_usable for alias in self.settings.providers)
 
     def another(self, message: Message, *, tried: Collection[str]) -> bool:
         """Whether a provider that this message has not been to can take it now."""
-        return choose(self._in_preference(message.stream), now=self.now, tried=tried) is not None
+        return choose(self._candidates_for(message), tried=tried) is not None
 
     def choose(
         self, message: Message, *, tried: Collection[str], planned: Mapping[str, int] | None = None, first: str = ""
@@ -104,22 +128,21 @@ class Health:
 
         `planned` are handovers to each provider that are about to begin; `first` goes before the others, if it can.
         """
-        candidates = self._in_preference(message.stream)
+        candidates = self._candidates_for(message)
         if self.is_shared(message.stream):
-            candidates = self._shares.in_turn(candidates, now=self.now, planned=planned or {})
+            candidates = self._shares.in_turn(candidates, planned=planned or {})
         if first:
             candidates.sort(key=lambda candidate: candidate.alias != first)
-        if message.uncertain_count and message.priority > 0:  # it may be there already: nowhere else
+        if message.uncertain_count and message.priority > Priority.URGENT:  # it may be there already: nowhere else
             candidates = [candidate for candidate in candidates if candidate.alias == message.provider]
-        now = self.now
         candidates = [candidate for candidate in candidates if candidate.alias not in tried]
         if message.claimed_from == Status.UNCERTAIN:
             candidates = [
                 candidate
                 for candidate in candidates
-                if not candidate.circuit.probe_is_due(now=now) or not self.others_wait(candidate.alias, in_hand=True)
+                if not candidate.probe_is_due or not self.others_wait(candidate.alias, in_hand=True)
             ]
-        return choose(candidates, now=now)
+        return choose(candidates)
 
     def others_wait(self, alias: str, *, in_hand: bool = False) -> bool:
         """Whether mail is due that was never uncertain, may go by this provider, and so makes the better probe.
@@ -142,7 +165,7 @@ class Health:
 
     def room(self, alias: str) -> int:
         """How many handovers may be under way at this provider, in this process, as things are."""
-        most = self._pace.room(alias)
+        most = self._pace.room(alias, most=self.settings.provider(alias).connections)
         return min(most, promotion.room(self._states[alias].refusals) or most)
 
     def throttle_ends(self) -> list[float]:
@@ -152,7 +175,7 @@ class Health:
         """
         if stopped_at() is not None:
             return []
-        ends = [state.circuit.throttled_until for state in self._states.values()]
+        ends = [self.circuit(alias).throttled_until for alias in self.settings.providers]
         return [(end - self.now).total_seconds() for end in ends if end is not None]
 
     @property
@@ -160,29 +183,105 @@ class Health:
         """For how long nothing may begin yet, since this host failed; 0 when all is well."""
         return self._pace.pause_seconds
 
-    def _takes_mail(self, alias: str) -> bool:
-        circuit = self.circuit(alias)
-        return circuit.is_usable(now=self.now) or circuit.probe_is_due(now=self.now)
-
-    def _in_preference(self, stream: str) -> list[Candidate]:
-        """The providers of a stream, best first."""
-        known = {
-            alias: Candidate(alias, state.circuit, state.took_over_at, self.settings.provider(alias).weight)
-            for alias, state in self._states.items()
-        }
-        aliases = self.settings.aliases_for(stream)
-        strategy = self.settings.strategy_for(stream)
-        lead = self._leads.setdefault(aliases, random.choice(aliases)) if strategy == "spread" and aliases else ""  # noqa: S311
-        return in_preference(aliases, strategy=strategy, known=known, lead=lead)
-
     def is_shared(self, stream: str) -> bool:
         """Whether its providers share it by their weights."""
         return self.settings.strategy_for(stream) == "weighted"
 
+    def _candidates_for(self, message: Message) -> list[Candidate]:
+        """The providers that may take this message, best first."""
+        theirs = message.provider if message.uncertain_count else ""
+        candidates = self._in_preference(message.stream, is_bulk=_is_bulk(message))
+        return [candidate for candidate in candidates if candidate.takes_new_mail or candidate.alias == theirs]
+
+    def _in_preference(self, stream: str, *, is_bulk: bool = False) -> list[Candidate]:
+        """The providers of a stream, best first."""
+        if (stream, is_bulk) not in self._candidates:
+            aliases = self.settings.aliases_for(stream)
+            strategy = self.settings.strategy_for(stream)
+            known = {alias: self._candidate(alias, is_bulk=is_bulk) for alias in aliases}
+            lead = self._leads.setdefault(aliases, random.choice(aliases)) if strategy == "spread" and aliases else ""  # noqa: S311
+            candidates = in_preference(aliases, strategy=strategy, known=known, lead=lead)
+            if not self.settings.policy_for(stream).failover:
+                candidates = [c for c in candidates if c.weight] if strategy == "weighted" else candidates[:1]
+            self._candidates[stream, is_bulk] = candidates
+        return list(self._candidates[stream, is_bulk])
+
+    def _candidate(self, alias: str, *, is_bulk: bool) -> Candidate:
+        state, policy, now = self._states[alias], self.settings.provider(alias), self.now
+        in_use = policy.mode in {Mode.ENABLED, Mode.DRAINING}
+        moment = (
+            LONGEST_MOMENT_SECONDS if stopped_at() is None else 0
+        )  # while a test has stopped the clock, none passes
+        is_limited = in_use and self._free_in_seconds(alias, is_bulk=is_bulk) > moment
+        return Candidate(
+            alias,
+            is_usable=in_use and not is_limited and state.circuit.is_usable(now=now),
+            probe_is_due=in_use and not is_limited and self._probe_is_due(state, now=now),
+            takes_new_mail=policy.mode is Mode.ENABLED,
+            is_limited=is_limited and state.circuit.is_usable(now=now),
+            took_over_at=state.took_over_at,
+            weight=policy.weight,
+        )
+
+    def _is_draining(self, alias: str) -> bool:
+        is_draining = self.settings.provider(alias).mode is Mode.DRAINING
+        return is_draining and self._candidate(alias, is_bulk=False).is_usable
+
+    def _probe_is_due(self, state: ProviderState, *, now: datetime) -> bool:
+        elsewhere = partial(_count_elsewhere, state)
+        return probe_is_due(
+            ProbeState(state.alias, state.circuit, self.policy, now, elsewhere), decide=self._should_probe
+        )
+
+    # Limits
+
+    def lock_limits(self) -> None:
+        """Where any provider has limits, lock the rows and see what is left, until the transaction commits."""
+        if any(self._limits(alias) for alias in self.settings.providers):
+            self._show(self._lock())
+
+    def limits_bind(self) -> bool:
+        """Whether at least one provider may be given nothing at this very moment, or no bulk mail."""
+        return any(self._left(alias, is_bulk=True) == 0 for alias in self.settings.providers)
+
     def note_begun(self, message: Message, alias: str) -> None:
-        """A handover of it to this provider begins: it counts for its share."""
+        """A handover of it to this provider begins: it counts for its share, and for its limits."""
         if self.is_shared(message.stream):
-            self._shares.note(alias, self._in_preference(message.stream), now=self.now)
+            self._shares.note(alias, self._in_preference(message.stream, is_bulk=_is_bulk(message)))
+        if limits := self._limits(alias):
+            state = self._states[alias]
+            state.usage = taken(limits, state.usage, now=self.now)
+            self._counted.add(alias)
+
+    def enter_usage(self) -> None:
+        """Write what `note_begun()` has counted."""
+        for alias in sorted(self._counted):
+            state = self._states[alias]
+            if self.settings.provider(alias).warm_up and state.warming_since is None:
+                state.warming_since = self.now
+            state.enter_usage()
+        self._counted.clear()
+
+    def may_begin(self, alias: str, message: Message, *, planned: int = 0) -> bool:
+        """Whether this provider's limits allow this message at this very moment, besides so many that are planned."""
+        count = self._left(alias, is_bulk=_is_bulk(message))
+        return count is None or planned < count
+
+    def _limits(self, alias: str) -> tuple[Limit, ...]:
+        return self._states[alias].limits(self.settings.provider(alias), now=self.now)
+
+    def _left(self, alias: str, *, is_bulk: bool) -> int | None:
+        share = self._share(alias, is_bulk=is_bulk)
+        return left(self._limits(alias), self._states[alias].usage, now=self.now, share=share)
+
+    def _free_in_seconds(self, alias: str, *, is_bulk: bool) -> float:
+        share, now = self._share(alias, is_bulk=is_bulk), self.now
+        at = free_at(self._limits(alias), self._states[alias].usage, now=now, share=share)
+        return (at - now).total_seconds()
+
+    def _share(self, alias: str, *, is_bulk: bool) -> float:
+        """The part of its limits that this mail may use."""
+        return 1 - self.settings.provider(alias).reserve if is_bulk else 1.0
 
     # What changes
 
@@ -190,7 +289,7 @@ class Health:
         """Take the probe that is due; False when another process was quicker. In a transaction."""
         locked = self._lock()
         state = locked[alias]
-        if not state.circuit.probe_is_due(now=state.now):
+        if not self._probe_is_due(state, now=state.now):
             return False
         state.write(state.changes(start_probe(state.circuit, now=state.now, policy=self.policy)))
         self._show(locked)
@@ -214,7 +313,14 @@ class Health:
         return _judgement(results, effects)
 
     def _effect(self, result: Result, state: ProviderState, *, now: datetime) -> Effect:
-        return effect_of(result, state, now=now, policy=self.policy, takes_over=self._takes_over(result))
+        return effect_of(
+            result,
+            state,
+            now=now,
+            policy=self.policy,
+            takes_over=self._takes_over(result),
+            count_last_second=partial(Attempt.objects.count_accepted, result.alias, since=now - timedelta(seconds=1)),
+        )
 
     def _takes_over(self, result: Result) -> bool:
         """Whether, should it be good, its provider becomes the one that the stream sticks to."""
@@ -239,6 +345,7 @@ class Health:
         for alias, state in locked.items():
             state.now = self._states[alias].now
             self._states[alias] = state
+        self._candidates.clear()
 
     # Telling the admins
 
@@ -247,8 +354,10 @@ class Health:
 
         `but` is the one that doesn't. Providers that this run may not use will do.
         """
-        settings = get_settings()
-        healthy = [a for a in settings.providers if a not in self._states or self.circuit(a).is_usable(now=self.now)]
+        switches = {alias: state.switches for alias, state in self._states.items()}
+        settings = get_settings().under(switches, known=mailer_aliases())
+        enabled = [alias for alias, policy in settings.providers.items() if policy.mode is Mode.ENABLED]
+        healthy = [a for a in enabled if a not in self._states or self.circuit(a).is_usable(now=self.now)]
         first = [settings.alert_mailer] if settings.alert_mailer else []
         return [alias for alias in dict.fromkeys([*first, *healthy]) if alias != but]
 
@@ -272,6 +381,17 @@ class Health:
                 continue
             if not ProviderState.objects.told(alias, alerting_until=until, has_arrived=alert.has_arrived):
                 del self._to_tell[alias]
+
+
+def _is_bulk(message: Message) -> bool:
+    return message.priority >= Priority.BULK
+
+
+def _count_elsewhere(state: ProviderState) -> int:
+    """How many handovers began at other providers since this one last failed."""
+    since = state.failed_at or state.opened_at
+    others = Attempt.objects.exclude(provider=state.alias)
+    return (others.filter(begun_at__gt=since) if since else others).count()
 
 
 def _judgement(results: Sequence[Result], effects: Sequence[Effect]) -> Judgement:

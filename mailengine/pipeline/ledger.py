@@ -37,7 +37,6 @@ logger = logging.getLogger("mailengine.dispatch")
 class Ledger:
     """Enters the handovers of one run."""
 
-    settings: Settings
     health: Health
     composer: Composer
     report: Report
@@ -47,6 +46,10 @@ class Ledger:
     """How often each message of this run went back to the queue."""
     _refused: set[UUID] = field(default_factory=set)
     """Messages that this run has counted as dead or deferred."""
+
+    @property
+    def settings(self) -> Settings:
+        return self.health.settings
 
     # Begin
 
@@ -76,6 +79,7 @@ class Ledger:
                 item.message.provider = item.provider
                 self._set_key(item, series)
                 begun.append(item)
+        self.health.enter_usage()
         if begun:
             numbers = {item.message.pk: (item.number, item.provider) for item in begun}
             Attempt.objects.begin(numbers, worker=worker, now=begun[0].message.now)
@@ -106,7 +110,8 @@ class Ledger:
     def _find_provider(self, item: Item) -> Verdict | None:
         """Set the item's provider, or say what becomes of it when none can take it now."""
         others = set(self.settings.providers) - {item.message.provider} if item.must_stay else set()
-        passed_over = item.tried | others
+        full = {alias for alias in self.settings.providers if not self.health.may_begin(alias, item.message)}
+        passed_over = item.tried | others | full
         choice = self.health.choose(item.message, tried=passed_over, first=item.reserved)
         while choice is not None and choice.is_probe and not self.health.start_probe(choice.alias):
             # Another process was quicker. Not asked again: a repeatable read shows the probe as due all along.

@@ -38,9 +38,9 @@ class Pace:
         elif not self.pause_seconds:  # else it was under way already: eight connections that fail at once fail once
             self._pause(outcome)
 
-    def room(self, alias: str) -> int:
-        """How many handovers may be under way at this provider."""
-        return min(self._steps[alias], self.settings.provider(alias).connections or self.settings.connections)
+    def room(self, alias: str, *, most: int | None) -> int:
+        """How many handovers may be under way at this provider, which has `most` connections; None: as many as any."""
+        return min(self._steps[alias], most or self.settings.connections)
 
     @property
     def pause_seconds(self) -> float:

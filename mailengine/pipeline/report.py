@@ -24,6 +24,8 @@ class Report:
     """Why it ended: done, limit, max_time, signal."""
     is_blocked: bool = False
     """Mail is due, and no provider can take it now."""
+    is_limited: bool = False
+    """Mail is due, and nothing but limits keeps providers from taking it now."""
     failed: list[str] = field(default_factory=list)
     """The processes that did not end well, and how each ended."""
 
@@ -39,6 +41,7 @@ class Report:
         self.expired += other.expired
         self.jobs_done += other.jobs_done
         self.is_blocked = self.is_blocked or other.is_blocked
+        self.is_limited = self.is_limited or other.is_limited
         if other.stopped != "done":
             self.stopped = other.stopped
 
@@ -55,4 +58,5 @@ class Report:
             "seconds": round(self.seconds, 3),
             "stopped": self.stopped,
             "is_blocked": self.is_blocked,
+            "is_limited": self.is_limited,
         }

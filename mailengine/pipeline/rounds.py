@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
@@ -43,11 +43,18 @@ class Effect:
 
 
 def effect_of(
-    result: Result, state: ProviderState, *, now: datetime, policy: Policy, takes_over: bool = False
+    result: Result,
+    state: ProviderState,
+    *,
+    now: datetime,
+    policy: Policy,
+    takes_over: bool = False,
+    count_last_second: Callable[[], int] = lambda: 0,
 ) -> Effect:
     """What this result does, its provider's row being `state`.
 
-    `takes_over`: its stream sticks to the provider that worked last, and that was another one.
+    `takes_over`: its stream sticks to the provider that worked last, and that was another one. `count_last_second`
+    says how many handovers it has accepted in the second before `now`; it is asked only where that matters.
     """
     outcome, problem = result.outcome, str(result.outcome)
     streak = promotion.after(
@@ -74,6 +81,8 @@ def effect_of(
         fields["took_over_at"] = now
     if outcome.is_bad_round or outcome.kind is Kind.THROTTLED:
         fields |= {"last_error": f"{outcome.kind}: {problem}", "last_error_at": now}
+    if outcome.kind is Kind.THROTTLED:
+        fields |= _slowed(state, result, now=now, count_last_second=count_last_second)
     if not circuit.misconfigured:
         fields |= {"alerted_at": None, "alerting_until": None}
     needs_a_person = circuit.misconfigured and outcome.is_bad_round
@@ -88,7 +97,19 @@ def _after(circuit: Circuit, outcome: Outcome, result: Result, *, now: datetime,
     if outcome.kind is Kind.THROTTLED:
         return after_throttle(circuit, now=now, retry_after_seconds=outcome.retry_after_seconds)
     # The message was at fault, which says nothing of the provider; should it have been the probe, the next may go.
-    return return_probe(circuit, now=now) if result.was_probe else circuit
+    return return_probe(circuit) if result.was_probe else circuit
+
+
+def _slowed(
+    state: ProviderState, result: Result, *, now: datetime, count_last_second: Callable[[], int]
+) -> dict[str, object]:
+    """Half of what a provider was given when it asked us to slow down; once for all that was under way by then."""
+    if state.slowed_at is not None and result.begun_at <= state.slowed_at:
+        return {}
+    rates = [limit.most for limit in state.slowing(now=now)]
+    if accepted := count_last_second():
+        rates.append(accepted)
+    return {"slowed_to": max(min(rates) // 2, 1), "slowed_at": now} if rates else {}
 
 
 def _is_ours_by_now(outcome: Outcome, circuit: Circuit, *, now: datetime) -> bool:

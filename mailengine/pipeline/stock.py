@@ -110,7 +110,9 @@ class Stock:
             choice = self.health.choose(item.message, tried=item.tried | full, planned=planned)
             if choice is None or (full and not self.health.settings.provider(choice.alias).weight):
                 return not full  # one that only stands in for others does not do so for want of room
-            if busy.get(choice.alias, 0) + planned[choice.alias] < self.health.room(choice.alias):
+            count = planned[choice.alias]
+            has_room = busy.get(choice.alias, 0) + count < self.health.room(choice.alias)
+            if has_room and self.health.may_begin(choice.alias, item.message, planned=count):
                 planned[choice.alias] += 1
                 item.reserved = choice.alias
                 return True

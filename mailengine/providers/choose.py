@@ -14,15 +14,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from ..circuit import Circuit
-
 
 @dataclass(frozen=True)
 class Candidate:
-    """A provider as the choice sees it."""
+    """A provider as the choice sees it, at one instant."""
 
     alias: str
-    circuit: Circuit
+    is_usable: bool = True
+    """Whether any mail may go there."""
+    probe_is_due: bool = False
+    """Whether one message may, to see if it works again."""
+    takes_new_mail: bool = True
+    """Whether more than what only it may carry."""
+    is_limited: bool = False
+    """Whether nothing but its limits keeps it from being usable."""
     took_over_at: datetime | None = None
     """When it last became the one that works, for `"sticky"`."""
     weight: int = 1
@@ -48,13 +53,13 @@ class Shares:
         self._rng = rng or random.Random()  # noqa: S311  not a secret
         self._given: dict[frozenset[tuple[str, int]], Counter[str]] = {}
 
-    def note(self, alias: str, candidates: Iterable[Candidate], *, now: datetime) -> None:
+    def note(self, alias: str, candidates: Iterable[Candidate]) -> None:
         """This provider, one of these candidates, was given a message."""
-        self._count(_sharing(candidates, now=now))[alias] += 1
+        self._count(_sharing(candidates))[alias] += 1
 
-    def in_turn(self, candidates: Sequence[Candidate], *, now: datetime, planned: Mapping[str, int]) -> list[Candidate]:
+    def in_turn(self, candidates: Sequence[Candidate], *, planned: Mapping[str, int]) -> list[Candidate]:
         """The candidates, the next one first; `planned` are messages that each is about to be given."""
-        sharing = _sharing(candidates, now=now)
+        sharing = _sharing(candidates)
         given = self._count(sharing)
         following = sorted(sharing, key=lambda c: (given[c.alias] + planned.get(c.alias, 0) + 1) / c.weight)
         return [*following, *(candidate for candidate in candidates if candidate not in sharing)]
@@ -69,8 +74,8 @@ class Shares:
         return self._given[key]
 
 
-def _sharing(candidates: Iterable[Candidate], *, now: datetime) -> list[Candidate]:
-    return [c for c in candidates if c.weight > 0 and c.circuit.is_usable(now=now)]
+def _sharing(candidates: Iterable[Candidate]) -> list[Candidate]:
+    return [c for c in candidates if c.weight > 0 and c.is_usable]
 
 
 def in_preference(
@@ -89,19 +94,17 @@ def in_preference(
     return [current, *(candidate for candidate in candidates if candidate is not current)]
 
 
-def choose(
-    candidates: Sequence[Candidate], *, now: datetime, tried: Collection[str] = (), probing: bool = True
-) -> Choice | None:
+def choose(candidates: Sequence[Candidate], *, tried: Collection[str] = ()) -> Choice | None:
     """Where the next message goes, or None when nothing can be used now.
 
     A probe that is due comes first: it is how an open circuit is ever closed again, and costs one message a second
-    choice at worst. `probing=False`: this message must not be a probe.
+    choice at worst.
     """
-    if probing:
-        for candidate in candidates:
-            if candidate.alias not in tried and candidate.circuit.probe_is_due(now=now):
-                return Choice(candidate.alias, is_probe=True)
-    for candidate in candidates:
-        if candidate.alias not in tried and candidate.circuit.is_usable(now=now):
+    left = [candidate for candidate in candidates if candidate.alias not in tried]
+    for candidate in left:
+        if candidate.probe_is_due:
+            return Choice(candidate.alias, is_probe=True)
+    for candidate in left:
+        if candidate.is_usable:
             return Choice(candidate.alias)
     return None

@@ -15,6 +15,7 @@ from django.core.mail.backends.base import BaseEmailBackend
 from ..backends.smtp import Phase, phase_of
 from ..conf import get_settings
 from ..deadline import Deadline
+from ..hooks import judged
 from ..outcomes import Kind, Outcome
 from . import http
 from .batch import NotOneCall, joined, outcomes_of_call, refused_as_a_whole
@@ -63,6 +64,7 @@ class Connection:
                 outcome, error = self._try(email, key)
             if deadline.has_passed:
                 outcome = _cut_off(outcome, error, deadline)
+            outcome = judged(outcome, error, provider=self.alias)
             if deadline.has_passed or _leaves_doubt(outcome):
                 self.close()
         self._used_at = time.monotonic()

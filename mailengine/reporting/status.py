@@ -177,7 +177,8 @@ def _health(alias: str, state: ProviderState | None, now: datetime) -> ProviderH
     circuit = state.circuit
     if circuit.is_open:
         since = _clock(circuit.opened_at)
-        next_probe = "now" if circuit.probe_is_due(now=now) else _clock(circuit.probe_at)
+        probe_at = circuit.next_probe_at(get_settings().circuit_policy)
+        next_probe = "now" if probe_at is None or probe_at <= now else _clock(probe_at)
         word = "misconfigured" if circuit.misconfigured else "resting"
         return ProviderHealth(alias, word, f"since {since}, next try {next_probe}; {state.last_error}", is_usable=False)
     if circuit.is_throttled(now=now):

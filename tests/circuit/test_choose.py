@@ -8,53 +8,44 @@ from random import Random
 
 import pytest
 
-from mailengine.circuit import Circuit
 from mailengine.providers.choose import Candidate, Choice, Shares, choose, in_preference
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=timezone.utc)
 SOON = NOON + timedelta(seconds=30)
-HEALTHY = Circuit()
-RESTING = Circuit(is_open=True, probe_at=SOON)
-PROBE_DUE = Circuit(is_open=True, probe_at=NOON)
-THROTTLED = Circuit(throttled_until=SOON)
+HEALTHY = {"is_usable": True}
+RESTING = {"is_usable": False}
+PROBE_DUE = {"is_usable": False, "probe_is_due": True}
 
 
 @pytest.mark.parametrize(
-    ("circuits", "choice"),
+    ("states", "choice"),
     [
         ([HEALTHY, HEALTHY], Choice("a")),
         ([RESTING, HEALTHY], Choice("b")),
-        ([THROTTLED, HEALTHY], Choice("b")),
         ([HEALTHY, RESTING], Choice("a")),
         ([PROBE_DUE, HEALTHY], Choice("a", is_probe=True)),
         ([HEALTHY, PROBE_DUE], Choice("b", is_probe=True)),
         ([PROBE_DUE, PROBE_DUE], Choice("a", is_probe=True)),
-        ([RESTING, THROTTLED], None),
+        ([RESTING, RESTING], None),
         ([], None),
     ],
 )
-def test_the_first_usable_one_takes_it_and_a_due_probe_goes_first(circuits, choice):
-    candidates = [Candidate(alias, circuit) for alias, circuit in zip("ab", circuits, strict=False)]
-    assert choose(candidates, now=NOON) == choice
+def test_the_first_usable_one_takes_it_and_a_due_probe_goes_first(states, choice):
+    candidates = [Candidate(alias, **state) for alias, state in zip("ab", states, strict=False)]
+    assert choose(candidates) == choice
 
 
 @pytest.mark.parametrize(
-    ("circuits", "tried", "choice"),
+    ("states", "tried", "choice"),
     [
         ([HEALTHY, HEALTHY], {"a"}, Choice("b")),
         ([HEALTHY, PROBE_DUE], {"b"}, Choice("a")),
         ([HEALTHY, HEALTHY], {"a", "b"}, None),
     ],
 )
-def test_where_it_has_been_it_does_not_go_again(circuits, tried, choice):
-    candidates = [Candidate(alias, circuit) for alias, circuit in zip("ab", circuits, strict=True)]
-    assert choose(candidates, now=NOON, tried=tried) == choice
-
-
-def test_mail_that_must_not_probe_takes_a_healthy_one_or_waits():
-    candidates = [Candidate("a", PROBE_DUE), Candidate("b", HEALTHY)]
-    assert choose(candidates, now=NOON, probing=False) == Choice("b")
-    assert choose(candidates[:1], now=NOON, probing=False) is None
+def test_where_it_has_been_it_does_not_go_again(states, tried, choice):
+    candidates = [Candidate(alias, **state) for alias, state in zip("ab", states, strict=True)]
+    assert choose(candidates, tried=tried) == choice
 
 
 @pytest.mark.parametrize(
@@ -70,17 +61,17 @@ def test_mail_that_must_not_probe_takes_a_healthy_one_or_waits():
     ],
 )
 def test_the_order_of_preference(strategy, took_over, order):
-    known = {alias: Candidate(alias, HEALTHY, took_over.get(alias)) for alias in "cba"}
+    known = {alias: Candidate(alias, took_over_at=took_over.get(alias)) for alias in "cba"}
     assert "".join(c.alias for c in in_preference("abc", strategy=strategy, known=known)) == order
 
 
 def test_a_provider_without_a_state_is_left_out():
-    known = {"b": Candidate("b", HEALTHY)}
+    known = {"b": Candidate("b")}
     assert in_preference(["a", "b"], strategy="ordered", known=known) == [known["b"]]
 
 
 def test_the_one_that_a_run_has_drawn_goes_first():
-    known = {alias: Candidate(alias, HEALTHY) for alias in "abc"}
+    known = {alias: Candidate(alias) for alias in "abc"}
     assert "".join(c.alias for c in in_preference("abc", strategy="spread", known=known, lead="b")) == "bac"
 
 
@@ -90,15 +81,15 @@ class TestShares:
     def give(self, shares: Shares, candidates: list[Candidate], count: int) -> Counter[str]:
         given = Counter()
         for _ in range(count):
-            alias = shares.in_turn(candidates, now=NOON, planned={})[0].alias
-            shares.note(alias, candidates, now=NOON)
+            alias = shares.in_turn(candidates, planned={})[0].alias
+            shares.note(alias, candidates)
             given[alias] += 1
         return given
 
     @pytest.mark.parametrize("seed", range(20))
     @pytest.mark.parametrize("weights", [(1, 1), (1, 1, 1), (3, 1), (5, 3, 1, 1, 0), (1_000, 1), (6, 4)])
     def test_each_gets_its_share_at_any_time(self, weights, seed):
-        candidates = [Candidate(alias, HEALTHY, weight=w) for alias, w in zip("abcde", weights, strict=False)]
+        candidates = [Candidate(alias, weight=w) for alias, w in zip("abcde", weights, strict=False)]
         shares, given = Shares(rng=Random(seed)), Counter()
         for count in range(1, 201):
             given += self.give(shares, candidates, 1)
@@ -107,26 +98,26 @@ class TestShares:
         assert given["e"] == 0
 
     def test_runs_of_one_message_share_as_well(self):
-        candidates = [Candidate("a", HEALTHY, weight=3), Candidate("b", HEALTHY, weight=1)]
+        candidates = [Candidate("a", weight=3), Candidate("b", weight=1)]
         given = Counter()
         for seed in range(2_000):
             given += self.give(Shares(rng=Random(seed)), candidates, 1)
         assert given["b"] == pytest.approx(500, rel=0.15)
 
     def test_planned_messages_count_as_given(self):
-        candidates = [Candidate("a", HEALTHY), Candidate("b", HEALTHY)]
+        candidates = [Candidate("a"), Candidate("b")]
         shares = Shares(rng=Random(1))
-        first = shares.in_turn(candidates, now=NOON, planned={})[0].alias
-        assert shares.in_turn(candidates, now=NOON, planned={first: 1})[0].alias != first
+        first = shares.in_turn(candidates, planned={})[0].alias
+        assert shares.in_turn(candidates, planned={first: 1})[0].alias != first
 
     def test_one_that_comes_back_makes_up_for_nothing(self):
-        healthy, resting = Candidate("b", HEALTHY), Candidate("b", RESTING)
+        healthy, resting = Candidate("b"), Candidate("b", **RESTING)
         shares = Shares()
-        self.give(shares, [Candidate("a", HEALTHY), resting], 100)
-        given = self.give(shares, [Candidate("a", HEALTHY), healthy], 100)
+        self.give(shares, [Candidate("a"), resting], 100)
+        given = self.give(shares, [Candidate("a"), healthy], 100)
         assert given == {"a": 50, "b": 50}
 
     def test_what_can_not_be_used_and_what_only_stands_in_comes_last(self):
-        candidates = [Candidate("a", HEALTHY, weight=0), Candidate("b", RESTING), Candidate("c", HEALTHY)]
-        in_turn = Shares().in_turn(candidates, now=NOON, planned={})
+        candidates = [Candidate("a", weight=0), Candidate("b", **RESTING), Candidate("c")]
+        in_turn = Shares().in_turn(candidates, planned={})
         assert [candidate.alias for candidate in in_turn] == ["c", "a", "b"]

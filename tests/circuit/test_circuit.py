@@ -14,9 +14,11 @@ from mailengine.circuit import (
     RELAPSE_INTERVALS,
     Circuit,
     Policy,
+    ProbeState,
     after_bad,
     after_good,
     after_throttle,
+    probe_is_due,
     return_probe,
     start_probe,
 )
@@ -44,10 +46,14 @@ def closed_again(circuit: Circuit, *, now: datetime) -> Circuit:
     return circuit
 
 
+def is_due(circuit: Circuit, *, now: datetime, policy: Policy = POLICY, **how) -> bool:
+    return probe_is_due(ProbeState("relay", circuit, policy, now), **how)
+
+
 def probes_allowed(circuit: Circuit, *, now: datetime, policy: Policy = POLICY) -> int:
     """How many probes may start at this instant, none of them having a result yet."""
     count = 0
-    while circuit.probe_is_due(now=now):
+    while is_due(circuit, now=now, policy=policy):
         circuit = start_probe(circuit, now=now, policy=policy)
         count += 1
     return count
@@ -59,7 +65,7 @@ def probes_allowed(circuit: Circuit, *, now: datetime, policy: Policy = POLICY) 
 def test_a_new_provider_is_in_use():
     """G24"""
     assert Circuit().is_usable(now=NOON)
-    assert not Circuit().probe_is_due(now=NOON)
+    assert not is_due(Circuit(), now=NOON)
 
 
 def test_a_good_round_on_a_healthy_circuit_changes_nothing():
@@ -95,8 +101,8 @@ def test_a_misconfiguration_opens_it_at_once():
 
 def test_the_first_probe_is_due_after_one_interval():
     circuit = opened()
-    assert not circuit.probe_is_due(now=at(59))
-    assert circuit.probe_is_due(now=at(60))
+    assert not is_due(circuit, now=at(59))
+    assert is_due(circuit, now=at(60))
 
 
 def test_there_is_one_probe_at_a_time():
@@ -107,25 +113,25 @@ def test_there_is_one_probe_at_a_time():
 def test_a_probe_whose_process_died_is_replaced_when_its_result_can_no_longer_come(deadline, lost_at):
     policy = replace(POLICY, send_deadline_seconds=deadline)
     circuit = start_probe(opened(policy), now=NOON, policy=policy)
-    assert not circuit.probe_is_due(now=at(lost_at - 1))
-    assert circuit.probe_is_due(now=at(lost_at))
+    assert not is_due(circuit, now=at(lost_at - 1))
+    assert is_due(circuit, now=at(lost_at))
 
 
 def test_after_a_bad_probe_the_next_waits_an_interval():
     circuit = start_probe(opened(), now=at(60), policy=POLICY)
     circuit = after_bad(circuit, now=at(65), policy=POLICY)
-    assert not circuit.probe_is_due(now=at(124))
-    assert circuit.probe_is_due(now=at(125))
+    assert not is_due(circuit, now=at(124))
+    assert is_due(circuit, now=at(125))
 
 
 def test_after_a_probe_that_says_nothing_the_next_may_go_at_once():
     circuit = start_probe(opened(), now=at(60), policy=POLICY)
-    circuit = return_probe(circuit, now=at(61))
+    circuit = return_probe(circuit)
     assert probes_allowed(circuit, now=at(61)) == 1
 
 
 def test_a_probe_returned_after_the_circuit_closed_changes_nothing():
-    assert return_probe(Circuit(), now=NOON) == Circuit()
+    assert return_probe(Circuit()) == Circuit()
 
 
 def test_good_probes_are_followed_by_one_two_four_and_eight():
@@ -140,8 +146,8 @@ def test_good_probes_are_followed_by_one_two_four_and_eight():
 def test_a_probe_lost_on_the_ramp_is_replaced_too():
     circuit = after_good(opened(PATIENT), now=at(61), policy=PATIENT)
     circuit = start_probe(circuit, now=at(61), policy=PATIENT)
-    assert not circuit.probe_is_due(now=at(120))
-    assert circuit.probe_is_due(now=at(121))
+    assert not is_due(circuit, now=at(120))
+    assert is_due(circuit, now=at(121))
 
 
 def test_a_bad_probe_ends_the_ramp():
@@ -165,6 +171,58 @@ def test_a_huge_threshold_does_not_make_a_huge_ramp():
     assert circuit.probes_left == 1_024
 
 
+@pytest.mark.parametrize(
+    ("circuit", "expected"),
+    [
+        (Circuit(is_open=True), None),
+        (Circuit(is_open=True, failed_at=NOON), at(60)),
+        (Circuit(is_open=True, failed_at=NOON, interval_factor=4), at(240)),
+        (Circuit(is_open=True, failed_at=NOON, probing_until=at(90)), at(90)),
+        (Circuit(is_open=True, failed_at=NOON, throttled_until=at(300)), at(300)),
+    ],
+)
+def test_it_says_when_the_next_probe_may_start(circuit, expected):
+    assert circuit.next_probe_at(POLICY) == expected
+
+
+# A function of the project's own decides
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_another_function_may_decide_whether_to_probe(answer):
+    """P16: it is told how long ago the provider failed, and how many calls others have had since."""
+    seen = []
+
+    def decide(state: ProbeState) -> bool:
+        seen.append((state.alias, state.seconds_since_failure, state.calls_elsewhere))
+        return answer
+
+    state = ProbeState("relay", opened(), POLICY, at(5), count_calls_elsewhere=lambda: 42)
+    assert probe_is_due(state, decide=decide) is answer
+    assert seen == [("relay", 5.0, 42)]
+
+
+@pytest.mark.parametrize(
+    ("circuit", "is_due_at_once"),
+    [
+        (Circuit(), False),
+        (Circuit(is_open=True, throttled_until=at(1)), False),
+        (Circuit(is_open=True, probing_until=at(1)), False),
+        (Circuit(is_open=True, probing_until=at(1), probes_left=1), True),
+    ],
+)
+def test_it_is_asked_only_where_the_circuit_leaves_it_open(circuit, is_due_at_once):
+    def decide(state: ProbeState) -> bool:
+        raise AssertionError
+
+    assert is_due(circuit, now=NOON, decide=decide) is is_due_at_once
+
+
+def test_of_a_failure_that_nobody_knows_the_instant_of_any_interval_is_over():
+    state = ProbeState("relay", Circuit(is_open=True), POLICY, NOON)
+    assert (state.seconds_since_failure, state.calls_elsewhere, probe_is_due(state)) == (float("inf"), 0, True)
+
+
 # Relapse
 
 
@@ -173,7 +231,7 @@ def test_each_relapse_doubles_the_interval_up_to_ten():
     for _ in range(6):
         circuit = opened(circuit=circuit, now=now)
         factors.append(circuit.interval_factor)
-        assert circuit.probe_at == now + timedelta(seconds=60 * circuit.interval_factor)
+        assert circuit.next_probe_at(POLICY) == now + timedelta(seconds=60 * circuit.interval_factor)
         now += timedelta(hours=1)
         circuit = closed_again(circuit, now=now)
         now += timedelta(seconds=30)
@@ -188,14 +246,14 @@ def test_only_an_opening_soon_after_closing_is_a_relapse(intervals, factor):
 
 def test_a_misconfigured_circuit_never_doubles():
     circuit = Circuit(closed_at=NOON, interval_factor=8)
-    assert opened(circuit=circuit, now=at(1), misconfigured=True).probe_at == at(61)
+    assert opened(circuit=circuit, now=at(1), misconfigured=True).next_probe_at(POLICY) == at(61)
 
 
 def test_a_relapsed_circuit_found_misconfigured_is_probed_each_interval():
     """The repair must show within one interval, whatever happened before."""
     circuit = opened(circuit=Circuit(closed_at=NOON, interval_factor=8), now=at(1))
     circuit = after_bad(circuit, now=at(700), policy=POLICY, misconfigured=True)
-    assert (circuit.misconfigured, circuit.probe_at) == (True, at(760))
+    assert (circuit.misconfigured, circuit.next_probe_at(POLICY)) == (True, at(760))
 
 
 def test_it_stays_misconfigured_until_it_closes():
@@ -261,8 +319,8 @@ def test_a_good_round_after_the_wait_forgets_it():
 
 def test_a_throttled_open_circuit_is_not_probed():
     circuit = after_throttle(opened(), now=at(1), retry_after_seconds=300)
-    assert not circuit.probe_is_due(now=at(60))
-    assert circuit.probe_is_due(now=at(301))
+    assert not is_due(circuit, now=at(60))
+    assert is_due(circuit, now=at(301))
 
 
 def test_closing_ends_no_wait():

@@ -15,7 +15,7 @@ from mailengine.pipeline.rounds import Result, effect_of
 NOON = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
 POLICY = Policy()
 CLOSED = {"alias": "relay"}
-OPEN = {**CLOSED, "is_open": True, "bad_rounds": 3, "opened_at": NOON - timedelta(hours=1), "probe_at": NOON}
+OPEN = {**CLOSED, "is_open": True, "bad_rounds": 3, "opened_at": NOON - timedelta(hours=1)}
 OURS = {**OPEN, "misconfigured": True, "alerted_at": NOON - timedelta(hours=1)}
 ONCE = {**CLOSED, "refusals": [["rcpt 550", "d0.example", str(UUID(int=0)), "2026-11-22T11:00:00+00:00"]]}
 
@@ -28,12 +28,12 @@ REFUSED = Outcome(Kind.REFUSED, code="550", phase="rcpt")
 TOO_LARGE = Outcome(Kind.REFUSED, code="552", phase="await", elsewhere=True)
 NO_SOCKETS = Outcome(Kind.UNAVAILABLE, code="EMFILE", is_local=True)
 ERROR = {"last_error", "last_error_at"}
-OPENS = ERROR | {"is_open", "bad_rounds", "opened_at", "probe_at", "misconfigured"}
+OPENS = ERROR | {"is_open", "bad_rounds", "opened_at", "failed_at", "misconfigured"}
 
 
-def effect(outcome, row, *, was_probe=False, takes_over=False):
+def effect(outcome, row, *, was_probe=False, **how):
     result = Result("relay", outcome, "bulk", was_probe, "u@d9.example", UUID(int=9), begun_at=NOON, ended_at=NOON)
-    return effect_of(result, ProviderState(**row), now=NOON, policy=POLICY, takes_over=takes_over)
+    return effect_of(result, ProviderState(**row), now=NOON, policy=POLICY, **how)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def effect(outcome, row, *, was_probe=False, takes_over=False):
         (GOOD, CLOSED, set()),
         (GOOD, {**CLOSED, "bad_rounds": 2}, {"bad_rounds"}),
         (GOOD, ONCE, {"refusals"}),
-        (GOOD, OPEN, {"good_rounds", "probe_at", "probes_left"}),
+        (GOOD, OPEN, {"good_rounds", "probing_until", "probes_left"}),
         (DOWN, CLOSED, ERROR | {"bad_rounds"}),
         (WRONG_PASSWORD, CLOSED, OPENS),
         (SLOWER, CLOSED, ERROR | {"throttled_until"}),
@@ -62,9 +62,9 @@ def test_an_acceptance_makes_its_provider_the_one_that_the_stream_sticks_to():
 
 
 def test_a_probe_whose_message_was_at_fault_lets_the_next_one_go():
-    row = {**OPEN, "probe_at": NOON + timedelta(seconds=60)}
+    row = {**OPEN, "probing_until": NOON + timedelta(seconds=60)}
 
-    assert effect(TOO_LARGE, row, was_probe=True).changes == {"probe_at": NOON}
+    assert effect(TOO_LARGE, row, was_probe=True).changes == {"probing_until": None}
     assert effect(TOO_LARGE, row).changes == {}
 
 
@@ -98,3 +98,31 @@ def test_the_end_of_an_incident_forgets_that_it_was_told():
     found = effect(GOOD, {**OURS, "good_rounds": 1})
 
     assert (found.changes["misconfigured"], found.changes["alerted_at"]) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("slowed_to", "seconds_ago", "accepted", "now_slowed_to"),
+    [
+        (None, None, 20, 10),
+        (None, None, 1, 1),
+        (None, None, 0, None),  # what it was asked before it says no to the first says nothing of a rate
+        (10, 300, 0, 10),  # twice as much by now, and half of that
+        (10, 300, 8, 4),
+        (10, 7_200, 30, 15),
+    ],
+)
+def test_a_provider_that_asks_us_to_slow_down_gets_half_of_what_it_got(slowed_to, seconds_ago, accepted, now_slowed_to):
+    slowed_at = None if seconds_ago is None else NOON - timedelta(seconds=seconds_ago)
+
+    found = effect(
+        SLOWER, {**CLOSED, "slowed_to": slowed_to, "slowed_at": slowed_at}, count_last_second=lambda: accepted
+    )
+
+    rate = found.changes.get("slowed_to", slowed_to)
+    assert (rate, found.changes.get("slowed_at")) == (now_slowed_to, NOON if now_slowed_to else None)
+
+
+def test_what_was_under_way_when_it_asked_to_slow_down_slows_it_down_no_further():
+    row = {**CLOSED, "slowed_to": 10, "slowed_at": NOON}
+
+    assert not {"slowed_to", "slowed_at"} & set(effect(SLOWER, row, count_last_second=lambda: 8).changes)

@@ -121,6 +121,7 @@ def test_as_json_a_run_is_one_object_on_one_line(provider, said_as_json):
         "jobs_done": 1,
         "stopped": "done",
         "is_blocked": False,
+        "is_limited": False,
         "waiting": 0,
         "oldest_seconds": None,
     }

@@ -167,7 +167,7 @@ class TestUncertainMailAndProbes:
             {"mailgun": {}, "ses": {}},
             STREAMS={"transactional": {"PROVIDERS": ["mailgun"]}, "bulk": {"PROVIDERS": ["ses"]}},
         )
-        ProviderState.objects.of(["mailgun", "ses"])
+        ProviderState.objects.everything(["mailgun", "ses"])
         ProviderState.objects.filter(pk="mailgun").update(is_open=True, bad_rounds=3, opened_at=LONG_AGO)
 
     def test_it_probes_though_mail_waits_that_could_not_go_there(self, divided):

@@ -215,7 +215,7 @@ def test_an_unknown_provider_or_stream_is_named_with_the_nearest(mailengine):
 @pytest.mark.parametrize(
     "entries",
     [
-        {"PROVIDERS": {"relay": {"RATE": "14/s"}}},
+        {"PROVIDERS": {"relay": {"BATCH": 100}}},
         {"STREAMS": {"bulk": {"SHARE": 0.2}}},
     ],
 )
@@ -242,3 +242,47 @@ def test_senders_that_make_no_sense_hold_up_no_mail(mailengine, allowed, seen):
     assert seen in the_problem().text
     assert "@example.org" in the_problem().hint
     assert get_settings().provider("relay").may_send_as("ann@example.org")
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        ({"RATE": "14 a second"}, "'14 a second' is no rate. Write it like '14/s', '200/min'"),
+        ({"RATE": 14}, "'14' is no rate."),
+        ({"RATE": "0/s"}, "'0/s' is no rate."),
+        ({"RESERVE": 1.5}, "['RESERVE'] is 1.5."),
+        ({"RESERVE": "10%"}, "['RESERVE'] is '10%'."),
+        ({"WARM_UP": []}, '["WARM_UP"] is [].'),
+        ({"WARM_UP": 50}, '["WARM_UP"] is 50.'),
+        ({"WARM_UP": [50, 0]}, '["WARM_UP"] is [50, 0].'),
+        ({"WARM_UP": [50, True]}, '["WARM_UP"] is [50, True].'),
+    ],
+)
+def test_a_limit_that_nobody_can_read_is_named_and_left_out(mailengine, entry, text):
+    mailengine(PROVIDERS={"relay": entry})
+    assert text in the_problem().text
+    assert get_settings().provider("relay") == ProviderPolicy("relay")
+
+
+def test_the_limits_of_a_provider(mailengine):
+    mailengine(PROVIDERS={"relay": {"RATE": "14/s, 50000/day", "RESERVE": 0, "WARM_UP": (50, 100)}})
+    policy = get_settings().provider("relay")
+    assert problems() == ()
+    assert ([str(limit) for limit in policy.rate], policy.reserve, policy.warm_up) == (
+        ["14/s", "50,000/day"],
+        0,
+        (50, 100),
+    )
+
+
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_failover_is_yes_or_no(mailengine, value):
+    mailengine(STREAMS={"bulk": {"FAILOVER": value}})
+    assert the_problem().text == f"MAILENGINE[\"STREAMS\"]['bulk']['FAILOVER'] is {value!r}."
+    assert get_settings().stream("bulk").failover is True
+
+
+@pytest.mark.parametrize("name", ["SHOULD_PROBE", "CLASSIFIER"])
+def test_a_function_is_named_by_its_dotted_path(mailengine, name):
+    mailengine(**{name: "judge"})
+    assert the_problem().text == f"MAILENGINE[{name!r}] is 'judge'."
