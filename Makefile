@@ -13,13 +13,16 @@ help:  ## List the targets
 
 setup: $(VENV)/.requirements-dev  ## Make the virtual environment in .venv, with the tools of `make check`
 
-check: $(VENV)/.requirements-dev  ## Format, lint, types, imports, missing migrations, system checks
+check: $(VENV)/.requirements-dev  ## Format, lint, types, imports, migrations, system checks, the circuit's coverage
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python manage.py makemigrations --check --dry-run
 	$(BIN)/python manage.py check
+	@# The circuit and the limits are tested as tables, each line and each branch of them, by these tests alone.
+	$(BIN)/coverage run --branch --include="mailengine/circuit.py,mailengine/rate.py" -m pytest -q tests/circuit
+	$(BIN)/coverage report --show-missing --fail-under=100
 
 test: $(VENV)/.requirements  ## Run the tests, on SQLite unless DATABASE_URL says otherwise; ARGS goes to pytest
 	$(BIN)/python -m pytest $(ARGS)

@@ -73,6 +73,12 @@ def test_it_is_free_again_when_enough_has_left_the_window():
     assert left(TEN_A_SECOND, usage, now=at(1.05)) == 4
 
 
+def test_what_has_left_the_window_keeps_nobody_waiting():
+    usage = taken(TEN_A_SECOND, {}, now=NOON, count=4)
+    usage = taken(TEN_A_SECOND, usage, now=at(0.5), count=10)
+    assert free_at(TEN_A_SECOND, usage, now=at(1.1)) == at(1.55)
+
+
 def test_when_it_is_free_is_now_if_something_is_left():
     assert free_at(TEN_A_SECOND, taken(TEN_A_SECOND, {}, now=NOON), now=NOON) == NOON
 
