@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy as _
 from ..clock import db_now
 from ..outcomes import CODE_LENGTH, Kind, Outcome
 from .bulk import update_rows
+from .indexes import TimeIndex
 from .messages import Message
 from .workers import Worker
 
@@ -170,6 +171,7 @@ class Attempt(models.Model):
             # Two workers that both think a message theirs can't both begin it.
             models.UniqueConstraint(fields=["message", "number"], name="mailengine_one_attempt"),
         ]
+        indexes = [TimeIndex(field="begun_at", name="mailengine_begun")]
 
     def __str__(self) -> str:
         return f"{self.number}. {self.provider} {self.outcome or '…'}"
