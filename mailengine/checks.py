@@ -19,7 +19,6 @@ from .errors import InvalidAddress, did_you_mean
 from .providers import build
 
 QUEUE = "mailengine.backends.EmailBackend"
-NO_NETWORK = ("console", "locmem", "filebased", "dummy")
 
 
 @register("mailengine")
@@ -94,7 +93,7 @@ def _check_provider(alias: str) -> Iterator[CheckMessage]:
         yield from found
         return
     path, options = compat.mailer_backend_path(alias), compat.mailer_options(alias)
-    quiet = any(f".{name}." in path for name in NO_NETWORK) or path.startswith(("mailengine.", "anymail.backends.test"))
+    quiet = not build.has_network(alias) or path.startswith(("mailengine.", "anymail.backends.test"))
     if not quiet and not options.get("timeout") and not options.get("client_params"):
         hint = f'Set MAILERS[{alias!r}]["OPTIONS"]["timeout"] = 10.'
         yield Warning(f"{where}, which has no timeout: a send could hang.", hint=hint, id="mailengine.W004")

@@ -22,6 +22,8 @@ from .quiet import quietly
 
 TEXTS = ("host", "username", "password", "api_url", "api_key", "server_token", "sender_domain")
 """Options of SMTP and of Anymail that are text; given as something else they fail late, as if a mail were at fault."""
+NO_NETWORK = ("console", "locmem", "filebased", "dummy")
+"""Backends of Django's by which mail leaves the process, and not the host."""
 METHODS = ("send_messages", "open", "close")
 MAILENGINES_SMTP = "mailengine.backends.smtp"
 READ_SETTINGS_ONLY = ("django.core.mail.backends.base", "django.core.mail.backends.smtp", "mailengine.", "anymail.")
@@ -60,6 +62,15 @@ def is_queue(alias: str) -> bool:
         return _is_queue(mailer_class(alias))
     except Exception:  # noqa: BLE001 (its module is anybody's code)
         return False
+
+
+def has_network(alias: str) -> bool:
+    """Whether this alias's mail can reach anybody; False where its entry can't be read."""
+    try:
+        path = mailer_backend_path(alias)
+    except InvalidMailer:
+        return False
+    return not any(f".{name}." in path for name in NO_NETWORK)
 
 
 def _usable_class(alias: str) -> Any:

@@ -8,7 +8,9 @@ from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.translation import gettext
 
-from ..models import Message, MessageJob
+from ..models import Message, MessageJob, Priority
+from .providers import picture
+from .waits import Reason, wait_of
 
 Status = Message.Status
 
@@ -25,7 +27,26 @@ def standing_of(message: Message, *, now: datetime) -> str:
         "leased": _instant(message.leased_until),
         "expires": _instant(message.expires_at),
     }
-    return _sentence(message, now=now) % words
+    return _wait(message, now=now) or _sentence(message, now=now) % words
+
+
+def _wait(message: Message, *, now: datetime) -> str:
+    """Why it can't go though it is due; empty where it isn't, and where its providers are not what is in its way."""
+    if message.status not in (Status.QUEUED, Status.DEFERRED) or not message.available_at or message.available_at > now:
+        return ""
+    if message.job is not None and message.job.status in (MessageJob.Status.PAUSED, MessageJob.Status.CANCELLED):
+        return ""
+    seen = picture(now=now, with_traffic=False)
+    wait = wait_of(message.stream, seen, is_bulk=message.priority >= Priority.BULK)
+    if wait is None:
+        return ""
+    words = {"providers": ", ".join(f"{report.alias} ({report.label})" for report in wait.providers)}
+    if wait.reason is Reason.LIMITED and wait.until is not None:
+        words = {"provider": wait.providers[0].alias, "until": _instant(wait.until)}
+        return gettext("Due: it waits for the limit of %(provider)s until %(until)s.") % words
+    if wait.reason is Reason.SWITCHED_OFF:
+        return gettext("Due, but none of its providers may be given new mail: %(providers)s.") % words
+    return gettext("Due, but none of its providers can be used: %(providers)s.") % words
 
 
 def _sentence(message: Message, *, now: datetime) -> str:

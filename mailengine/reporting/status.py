@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
@@ -12,14 +12,17 @@ from django.db.models import Count, Min, Q
 from django.db.models.functions import Coalesce
 
 from ..clock import db_now, read_now
-from ..conf import get_settings
-from ..models import Message, MessageJob, ProviderState, Worker
+from ..models import Message, MessageJob, Priority, Worker
 from ..models.messages import MessageQuerySet, Status
+from .providers import BROKEN, SWITCHED_OFF, Picture, ProviderReport, picture
+from .waits import Reason, Wait, begun_lately, carriers_of, switched_off, wait_of
 
 LATE_SECONDS = 600
 """Mail and jobs that are due for longer than this are a warning."""
 VERY_LATE_SECONDS = 3_600
 """And for longer than this, critical."""
+
+DAY = 86_400
 
 GOOD, WARNING, CRITICAL, UNKNOWN = range(4)
 LEVELS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
@@ -53,16 +56,11 @@ class StreamDepth:
     """How long the oldest has been due that `send_mail` is for."""
     oldest_deferred_seconds: float | None = None
     """How long the oldest has been due that `retry_deferred` is for."""
-
-
-@dataclass(frozen=True)
-class ProviderHealth:
-    """One provider, in words."""
-
-    alias: str
-    state: str
-    detail: str = ""
-    is_usable: bool = True
+    oldest_bulk_seconds: float | None = None
+    """The same of priority BULK, which leaves a part of each limit to what goes before it."""
+    oldest_other_seconds: float | None = None
+    oldest_deferred_bulk_seconds: float | None = None
+    oldest_deferred_other_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class QueueStatus:
 
     now: datetime
     streams: list[StreamDepth]
-    providers: list[ProviderHealth]
+    providers: list[ProviderReport]
     jobs: Mapping[str, int]
     """How many are in each unfinished state."""
     oldest_job_seconds: float | None
@@ -93,7 +91,7 @@ class QueueStatus:
             "level": LEVELS[self.level],
             "findings": [{"level": LEVELS[level], "text": text} for level, text in self.worst_first()],
             "streams": [asdict(stream) for stream in self.streams],
-            "providers": [asdict(provider) for provider in self.providers],
+            "providers": [provider.as_dict() for provider in self.providers],
             "jobs": dict(self.jobs),
             "oldest_job_seconds": self.oldest_job_seconds,
             "workers": self.workers,
@@ -122,23 +120,25 @@ def _mail_of_a_run(*, deferred: bool, streams: Collection[str] | None) -> Messag
     return mail if streams is None else mail.filter(stream__in=streams)
 
 
-def queue_status() -> QueueStatus:
-    """How the queue stands now."""
+def queue_status(*, with_traffic: bool = True) -> QueueStatus:
+    """How the queue stands now; without what the providers were given in the last 24 hours, if nobody asks for it."""
     now = read_now(router.db_for_read(Message))
+    seen = picture(now=now, with_traffic=with_traffic)
     status = QueueStatus(
         now=now,
         streams=_streams(now),
-        providers=_providers(now),
+        providers=list(seen.reports.values()),
         jobs=_jobs(),
         oldest_job_seconds=_oldest_job_seconds(now),
         workers=[f"{worker.name} ({worker.command})" for worker in Worker.objects.at_work().order_by("name")],
     )
-    status.findings.extend(_findings(status))
+    status.findings.extend(_findings(status, seen))
     return status
 
 
 def _streams(now: datetime) -> list[StreamDepth]:
     is_due = Q(available_at__lte=db_now())
+    is_bulk = Q(priority__gte=Priority.BULK)
     for_send_mail = Q(status__in=[Status.QUEUED, Status.UNCERTAIN])
     rows = (
         Message.objects.filter(status__in=[*Message.OPEN_STATUSES, Status.DEAD])
@@ -153,39 +153,21 @@ def _streams(now: datetime) -> list[StreamDepth]:
             uncertain=Count("pk", filter=Q(status=Status.UNCERTAIN, available_at__isnull=False)),
             kept=Count("pk", filter=Q(status=Status.UNCERTAIN, available_at=None)),
             dead=Count("pk", filter=Q(status=Status.DEAD)),
-            oldest=Min("available_at", filter=for_send_mail & is_due),
-            oldest_deferred=Min("available_at", filter=Q(status=Status.DEFERRED) & is_due),
+            oldest_bulk=Min("available_at", filter=for_send_mail & is_due & is_bulk),
+            oldest_other=Min("available_at", filter=for_send_mail & is_due & ~is_bulk),
+            oldest_deferred_bulk=Min("available_at", filter=Q(status=Status.DEFERRED) & is_due & is_bulk),
+            oldest_deferred_other=Min("available_at", filter=Q(status=Status.DEFERRED) & is_due & ~is_bulk),
         )
     )
     depths = []
     for row in rows:
         figures: dict[str, Any] = dict(row)
-        oldest = _seconds_since(figures.pop("oldest"), now=now)
-        oldest_deferred = _seconds_since(figures.pop("oldest_deferred"), now=now)
-        depths.append(StreamDepth(**figures, oldest_seconds=oldest, oldest_deferred_seconds=oldest_deferred))
+        for name in ("oldest", "oldest_deferred"):
+            ages = [_seconds_since(figures.pop(f"{name}_{which}"), now=now) for which in ("bulk", "other")]
+            figures[f"{name}_bulk_seconds"], figures[f"{name}_other_seconds"] = ages
+            figures[f"{name}_seconds"] = max((age for age in ages if age is not None), default=None)
+        depths.append(StreamDepth(**figures))
     return depths
-
-
-def _providers(now: datetime) -> list[ProviderHealth]:
-    states = {state.alias: state for state in ProviderState.objects.all()}
-    return [_health(alias, states.get(alias), now) for alias in get_settings().providers]
-
-
-def _health(alias: str, state: ProviderState | None, now: datetime) -> ProviderHealth:
-    if state is None:
-        return ProviderHealth(alias, "in use", "not tried yet")
-    circuit = state.circuit
-    if circuit.is_open:
-        since = _clock(circuit.opened_at)
-        probe_at = circuit.next_probe_at(get_settings().circuit_policy)
-        next_probe = "now" if probe_at is None or probe_at <= now else _clock(probe_at)
-        word = "misconfigured" if circuit.misconfigured else "resting"
-        return ProviderHealth(alias, word, f"since {since}, next try {next_probe}; {state.last_error}", is_usable=False)
-    if circuit.is_throttled(now=now):
-        return ProviderHealth(alias, "throttled", f"until {_clock(circuit.throttled_until)}", is_usable=False)
-    if circuit.bad_rounds:
-        return ProviderHealth(alias, "in use", f"{circuit.bad_rounds} bad in a row; {state.last_error}")
-    return ProviderHealth(alias, "in use")
 
 
 def _jobs() -> dict[str, int]:
@@ -198,40 +180,88 @@ def _oldest_job_seconds(now: datetime) -> float | None:
     return _seconds_since(unbegun.aggregate(oldest=Min(Coalesce("send_at", "created_at")))["oldest"], now=now)
 
 
-def _findings(status: QueueStatus) -> list[tuple[int, str]]:
-    found = []
-    for stream in status.streams:
-        mail, again = f"{stream.stream}: the oldest mail", f"{stream.stream}: the oldest deferred mail"
-        found += _late(mail, stream.oldest_seconds, command="send_mail")
-        found += _late(again, stream.oldest_deferred_seconds, command="retry_deferred")
-        if stream.kept:
-            text = f"{stream.stream}: {stream.kept:,} may have gone and wait for a person to decide in the admin"
-            found.append((WARNING, text))
-    found += _late("the oldest job", status.oldest_job_seconds, command="process_mail_jobs")
-    unusable = [provider for provider in status.providers if not provider.is_usable]
-    waits = any(stream.due for stream in status.streams)
-    for provider in unusable:
-        level = CRITICAL if waits and len(unusable) == len(status.providers) else WARNING
-        found.append((level, f"provider {provider.alias} is {provider.state}, {provider.detail}"))
-    if not status.providers:
-        found.append((CRITICAL, 'no providers: MAILENGINE["PROVIDERS"] is empty'))
+def _findings(status: QueueStatus, seen: Picture) -> list[tuple[int, str]]:
+    found = [finding for stream in status.streams for finding in _of_stream(stream, seen)]
+    found += _of_job(status)
+    found += _of_providers(status, seen)
     if status.jobs.get(MessageJob.Status.PAUSED):
         found.append((WARNING, f"paused jobs: {status.jobs[MessageJob.Status.PAUSED]:,}, the admin says why"))
     return found
 
 
-def _late(what: str, seconds: float | None, *, command: str) -> list[tuple[int, str]]:
-    if seconds is None or seconds <= LATE_SECONDS:
-        return []
-    text = f"{what} has been due for {int(seconds // 60):,} min; does {command} run?"
-    return [(CRITICAL if seconds > VERY_LATE_SECONDS else WARNING, text)]
+def _of_stream(stream: StreamDepth, seen: Picture) -> Iterator[tuple[int, str]]:
+    """What waits too long, and for what."""
+    yield from _of_mail(
+        stream, "mail", {True: stream.oldest_bulk_seconds, False: stream.oldest_other_seconds}, "send_mail", seen
+    )
+    deferred = {True: stream.oldest_deferred_bulk_seconds, False: stream.oldest_deferred_other_seconds}
+    yield from _of_mail(stream, "deferred mail", deferred, "retry_deferred", seen)
+    if stream.kept:
+        yield WARNING, f"{stream.stream}: {stream.kept:,} may have gone and wait for a person to decide in the admin"
+
+
+def _of_mail(
+    stream: StreamDepth, what: str, oldest: Mapping[bool, float | None], command: str, seen: Picture
+) -> Iterator[tuple[int, str]]:
+    """`oldest` says how long the oldest has been due, of priority BULK (True) and of any other."""
+    begun = begun_lately(seen.now) if max(oldest[True] or 0, oldest[False] or 0) > LATE_SECONDS else None
+    unexplained: dict[str, float] = {}
+    for is_bulk, seconds in oldest.items():
+        if seconds is None:
+            continue
+        wait = wait_of(stream.stream, seen, is_bulk=is_bulk, begun=begun)
+        if wait is not None and wait.reason is Reason.LIMITED:
+            yield _waits_for_limit(f"{stream.stream}: {'bulk ' if is_bulk else ''}{what}", seconds, wait)
+        elif wait is None or wait.reason is Reason.BROKEN:
+            mend = "and none of its providers can be used" if wait else f"does {command} run?"
+            unexplained[mend] = max(seconds, unexplained.get(mend, 0))
+    for mend, seconds in unexplained.items():
+        yield from _late(f"{stream.stream}: the oldest {what}", seconds, mend=mend)
+
+
+def _waits_for_limit(what: str, seconds: float, wait: Wait) -> tuple[int, str]:
+    """To wait for a limit is as it should be; that it takes more than a day is for an operator to know."""
+    aliases = " and ".join(report.alias for report in wait.providers)
+    first = wait.providers[0]
+    if wait.until is not None:
+        text = f"{what} waits for the limit of {first.alias} until {first.in_utc(wait.until)}"
+    else:
+        text = f"{what} goes as fast as the limit of {aliases} lets it"
+    if seconds > DAY:
+        return WARNING, f"{text}; the oldest has been due for {seconds / 3600:,.0f} h"
+    return GOOD, text
+
+
+def _of_job(status: QueueStatus) -> Iterator[tuple[int, str]]:
+    if status.oldest_job_seconds is not None:
+        yield from _late("the oldest job", status.oldest_job_seconds, mend="does process_mail_jobs run?")
+
+
+def _of_providers(status: QueueStatus, seen: Picture) -> Iterator[tuple[int, str]]:
+    if not status.providers:
+        yield CRITICAL, 'no providers: MAILENGINE["PROVIDERS"] is empty'
+        return
+    in_use = [provider for provider in status.providers if provider.state not in SWITCHED_OFF]
+    broken = [provider for provider in in_use if provider.state in BROKEN]
+    waits = any(stream.due for stream in status.streams)
+    for provider in broken:
+        level = CRITICAL if waits and len(broken) == len(in_use) else WARNING
+        mend = f". {provider.trouble.what} {provider.trouble.mend}" if provider.trouble else ""
+        yield level, f"provider {provider.alias} is {provider.state}, {provider.detail}{mend}"
+    due = {stream.stream for stream in status.streams if stream.due}
+    for stream in switched_off(seen):
+        who = ", ".join(f"{report.alias} is {report.state}" for report in carriers_of(stream, seen))
+        text = f"{stream}: none of its providers may be given new mail{f': {who}' if who else ''}"
+        yield CRITICAL if stream in due else WARNING, text
+
+
+def _late(what: str, seconds: float, *, mend: str) -> Iterator[tuple[int, str]]:
+    if seconds > LATE_SECONDS:
+        text = f"{what} has been due for {int(seconds // 60):,} min{'; ' if mend.endswith('?') else ', '}{mend}"
+        yield CRITICAL if seconds > VERY_LATE_SECONDS else WARNING, text
 
 
 def _seconds_since(instant: datetime | None, *, now: datetime) -> float | None:
     if instant is None or instant > now:
         return None
     return round((now - instant).total_seconds(), 1)
-
-
-def _clock(instant: datetime | None) -> str:
-    return f"{instant:%H:%M:%S} UTC" if instant else "?"

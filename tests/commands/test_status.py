@@ -5,9 +5,10 @@ import json
 import pytest
 from django.core.management import call_command
 from django.db import DatabaseError, connection
+from django.test.utils import CaptureQueriesContext
 
 from mailengine import queue_job, queue_mail
-from mailengine.models import Message, MessageJob
+from mailengine.models import Attempt, Message, MessageJob, ProviderState
 from mailengine.reporting.status import queue_status
 
 pytestmark = pytest.mark.django_db
@@ -69,7 +70,9 @@ def test_as_json_it_is_one_object(provider, said_as_json, clock):
     (stream,) = status["streams"]
     assert (stream["stream"], stream["due"], stream["dead"]) == ("transactional", 1, 0)
     assert 90 <= stream["oldest_seconds"] < 100
-    assert status["providers"] == [{"alias": "relay", "state": "in use", "detail": "not tried yet", "is_usable": True}]
+    (relay,) = status["providers"]
+    told = {"alias": "relay", "state": "in use", "detail": "not tried yet", "is_usable": True}
+    assert relay.items() >= told.items()
 
 
 def test_all_is_well(provider, checked):
@@ -171,4 +174,62 @@ def test_depth_is_one_query_however_many_there_are(provider, django_assert_max_n
         status = queue_status()
 
     assert status.streams[0].due == 3_000
-    assert sum(f"FROM {connection.ops.quote_name(Message._meta.db_table)}" in query["sql"] for query in queries) == 1
+    of_messages = f"FROM {connection.ops.quote_name(Message._meta.db_table)}"
+    # A second one is about uncertain mail alone.
+    assert sum(of_messages in query["sql"] for query in queries) == 2
+
+
+def test_below_a_provider_stands_what_else_there_is_to_say(configure, said):
+    configure(
+        {"one": {"script": ["misconfigured"], "repeat": True}, "two": {}},
+        PROVIDERS={"one": {}, "two": {"RATE": "90/day"}},
+    )
+    ProviderState.objects.create(alias="two", weight=2)
+    queue("one@example.org", "two@example.org")
+    call_command("send_mail", verbosity=0)
+
+    one, mend, failed, two, switches, limits, sent = said("mail_status").partition("\nprovider ")[2].splitlines()[:7]
+
+    assert one.startswith("one  misconfigured, since ")
+    assert mend.strip().startswith("It refuses our user name, password or key. Compare MAILERS['one'] with ")
+    assert failed.strip() == "0 sent today, 0 in 24 hours, 1 failed"
+    assert two == "provider two  in use"
+    assert switches.strip() == "set here: weight 2"
+    assert limits.strip() == "2 of 90 in 24 hours"
+    assert sent.strip() == "2 sent today, 2 in 24 hours (100% of all mail)"
+
+
+def test_all_that_the_page_shows_is_in_the_json(configure, said_as_json):
+    configure({"one": {}}, PROVIDERS={"one": {"RATE": "90/day"}})
+    queue("one@example.org")
+    call_command("send_mail", verbosity=0)
+
+    (one,) = said_as_json("mail_status")["providers"]
+
+    assert (one["state"], one["mode"], one["weight"], one["rate"], one["share"]) == (
+        "in use",
+        "enabled",
+        1,
+        "90/day",
+        1,
+    )
+    assert [(limit["name"], limit["used"], limit["most"]) for limit in one["limits"]] == [("day", 1, 90)]
+    assert (len(one["hours"]), one["hours"][-1]["outcomes"]) == (24, {"accepted": 1})
+
+
+def test_monitoring_asks_the_ledger_for_no_figures(provider, checked):
+    with CaptureQueriesContext(connection) as queries:
+        checked()
+
+    assert not any(Attempt._meta.db_table in query["sql"] for query in queries)
+
+
+def test_what_waits_for_a_limit_is_good(configure, checked):
+    configure({"one": {}}, PROVIDERS={"one": {"RATE": "1/day"}})
+    queue("one@example.org", "two@example.org")
+    call_command("send_mail", verbosity=0)
+
+    code, line = checked()
+
+    assert code == 0
+    assert line.startswith("MAIL OK: transactional: mail waits for the limit of one until ")

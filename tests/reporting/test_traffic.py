@@ -6,35 +6,18 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from mailengine.models import Attempt
 from mailengine.reporting.traffic import counts_since, traffic_by_provider
-from tests.models.helpers import make_messages
 
 pytestmark = pytest.mark.django_db
 NOW = datetime(2026, 3, 5, 14, 20, 30, tzinfo=timezone.utc)
 
 
 @pytest.fixture
-def hand_over(db):
-    """Enter handovers in the ledger: to whom, how long before NOW, and what they came to."""
-    (message,) = make_messages(1)
-    numbers = iter(range(1, 10_000))
-
-    def hand_over(provider, outcome="accepted", *, count=1, **ago):
-        begun_at = NOW - timedelta(**ago)
-        Attempt.objects.bulk_create(
-            Attempt(
-                message=message,
-                number=next(numbers),
-                provider=provider,
-                outcome=outcome,
-                begun_at=begun_at,
-                ended_at=begun_at if outcome else None,
-            )
-            for _ in range(count)
-        )
-
-    return hand_over
+def hand_over(hand_over):
+    """Before NOW."""
+    return lambda provider, outcome="accepted", count=1, **ago: hand_over(
+        provider, outcome, count=count, at=NOW - timedelta(**ago)
+    )
 
 
 def test_each_hour_by_the_clock_has_its_outcomes(hand_over):

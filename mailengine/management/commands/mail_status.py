@@ -8,10 +8,12 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error as DatabaseFault
+from django.utils import translation
 
 from ...reporting.schedule import crontab_lines, systemd_units
 from ...reporting.status import CRITICAL, GOOD, LEVELS, UNKNOWN, QueueStatus, queue_status
 from ..base import database_trouble, duration, failed_checks, in_words
+from ..providers import provider_lines
 
 COLUMNS = ("due", "scheduled", "sending", "deferred", "uncertain", "kept", "held", "dead")
 
@@ -38,8 +40,13 @@ class Command(BaseCommand):
         if options["schedule"]:
             self.stdout.write(f"{crontab_lines()}\n{systemd_units()}", ending="")
             return
+        with translation.override("en"):  # as all that it says by itself
+            self._tell(options)
+
+    def _tell(self, options: dict[str, Any]) -> None:
         try:
-            status = queue_status()
+            # Monitoring asks often, and for no figures.
+            status = queue_status(with_traffic=not options["check"])
         except DatabaseFault as error:
             text = database_trouble(error)
             if not options["check"] and not options["json"]:
@@ -67,11 +74,7 @@ def _verdict(status: QueueStatus) -> str:
 def _table(status: QueueStatus) -> str:
     lines = [f"{LEVELS[level]}: {text}" for level, text in status.worst_first()]
     lines += ["", *_streams(status)] if lines else _streams(status)
-    lines.append("")
-    width = max((len(provider.alias) for provider in status.providers), default=0)
-    for provider in status.providers:
-        detail = f", {provider.detail}" if provider.detail else ""
-        lines.append(f"provider {provider.alias:<{width}}  {provider.state}{detail}")
+    lines += ["", *provider_lines(status.providers)]
     jobs = [f"{count:,} {name}" for name, count in status.jobs.items()]
     lines.append(f"jobs     {', '.join(jobs) or 'none unfinished'}")
     lines.append(f"workers  {', '.join(status.workers) or 'none at work'}")
