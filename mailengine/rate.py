@@ -24,8 +24,8 @@ WINDOWS = {"s": 1, "min": 60, "h": 3_600, "day": DAY}
 """Seconds, by the unit of a rate."""
 _RATE = re.compile(r"(\d{1,9})\s*/\s*(s|min|h|day)")
 
-RECOVERY_SECONDS = 300.0
-"""How long it takes until a provider that was slowed down to half is given as much again."""
+RECOVERY_SECONDS = 120.0
+"""How long it takes until a provider that was slowed down is given twice as much."""
 FORGOTTEN_SECONDS = 3_600.0
 """After which that is forgotten."""
 
@@ -104,7 +104,8 @@ def after_slowing(slowed_to: int, *, since: datetime, now: datetime) -> tuple[Li
     seconds = (now - since).total_seconds()
     if seconds > FORGOTTEN_SECONDS:
         return ()
-    return (per(math.floor(slowed_to * (1 + max(seconds, 0) / RECOVERY_SECONDS)), "s"),)
+    # By doubling: where too little was known and it was slowed down far below its limit, a sum would take an hour.
+    return (per(math.floor(slowed_to * 2 ** (max(seconds, 0) / RECOVERY_SECONDS)), "s"),)
 
 
 def left(limits: Iterable[Limit], usage: Usage, *, now: datetime, share: float = 1.0) -> int | None:

@@ -134,9 +134,13 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
                 self.end(message_id, attempt.number, Outcome(Kind.UNCERTAIN, code=outcome.code, detail=detail))
         return proven.provider
 
-    def count_accepted(self, provider: str, *, since: datetime) -> int:
-        """How many handovers this provider has accepted that began after `since`."""
-        return self.filter(provider=provider, begun_at__gt=since, outcome=Kind.ACCEPTED).count()
+    def count_taken(self, provider: str, *, since: datetime, but: Collection[UUID]) -> int:
+        """How many handovers began after `since` that this provider has accepted, or is about to, as far as is known.
+
+        `but` those of these messages, which are known to have come to nothing.
+        """
+        begun = self.filter(provider=provider, begun_at__gt=since, outcome__in=[Kind.ACCEPTED, ""])
+        return begun.exclude(message__in=but).count()
 
     def open(self) -> AttemptQuerySet:
         return self.filter(ended_at=None)

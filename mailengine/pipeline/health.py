@@ -17,7 +17,7 @@ from ..conf import Mode, Settings, get_settings
 from ..hooks import prober
 from ..models import Attempt, Message, Priority, ProviderState
 from ..models.messages import Status
-from ..outcomes import Outcome
+from ..outcomes import Kind, Outcome
 from ..providers.choose import Candidate, Choice, Shares, choose, in_preference
 from ..rate import Limit, free_at, left, taken
 from . import promotion
@@ -305,21 +305,23 @@ class Health:
         for result in results:
             self._pace.note(result.alias, result.outcome)
         now = self.now
-        effects = [self._effect(result, self._states[result.alias], now=now) for result in results]
+        throttled = [result.message_id for result in results if result.outcome.kind is Kind.THROTTLED]
+        effects = [self._effect(result, self._states[result.alias], now=now, throttled=throttled) for result in results]
         if any(effect.changes for effect in effects):
             locked = self._lock()
-            effects = [self._enter(result, locked[result.alias]) for result in results]
+            effects = [self._enter(result, locked[result.alias], throttled=throttled) for result in results]
             self._show(locked)
         return _judgement(results, effects)
 
-    def _effect(self, result: Result, state: ProviderState, *, now: datetime) -> Effect:
+    def _effect(self, result: Result, state: ProviderState, *, now: datetime, throttled: Collection[UUID]) -> Effect:
+        count = partial(Attempt.objects.count_taken, result.alias, since=now - timedelta(seconds=1), but=throttled)
         return effect_of(
             result,
             state,
             now=now,
             policy=self.policy,
             takes_over=self._takes_over(result),
-            count_last_second=partial(Attempt.objects.count_accepted, result.alias, since=now - timedelta(seconds=1)),
+            count_last_second=count,
         )
 
     def _takes_over(self, result: Result) -> bool:
@@ -328,9 +330,9 @@ class Health:
             return False
         return self._in_preference(result.stream)[0].alias != result.alias
 
-    def _enter(self, result: Result, state: ProviderState) -> Effect:
+    def _enter(self, result: Result, state: ProviderState, *, throttled: Collection[UUID]) -> Effect:
         """Write in its locked row what this result changes."""
-        effect = self._effect(result, state, now=state.now)
+        effect = self._effect(result, state, now=state.now, throttled=throttled)
         state.write(effect.changes)
         if effect.to_tell:
             self._tell(state, effect.to_tell)

@@ -54,7 +54,7 @@ def effect_of(
     """What this result does, its provider's row being `state`.
 
     `takes_over`: its stream sticks to the provider that worked last, and that was another one. `count_last_second`
-    says how many handovers it has accepted in the second before `now`; it is asked only where that matters.
+    says how many handovers it has taken in the second before `now`; it is asked only where that matters.
     """
     outcome, problem = result.outcome, str(result.outcome)
     streak = promotion.after(
@@ -107,8 +107,8 @@ def _slowed(
     if state.slowed_at is not None and result.begun_at <= state.slowed_at:
         return {}
     rates = [limit.most for limit in state.slowing(now=now)]
-    if accepted := count_last_second():
-        rates.append(accepted)
+    if taken := count_last_second():
+        rates.append(taken)
     return {"slowed_to": max(min(rates) // 2, 1), "slowed_at": now} if rates else {}
 
 

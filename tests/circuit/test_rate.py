@@ -146,8 +146,8 @@ class TestWarmUp:
 
 
 class TestSlowing:
-    @pytest.mark.parametrize(("seconds", "most"), [(0, 10), (30, 11), (300, 20), (-5, 10)])
-    def test_it_recovers_slowly(self, seconds, most):
+    @pytest.mark.parametrize(("seconds", "most"), [(0, 10), (30, 11), (60, 14), (120, 20), (240, 40), (-5, 10)])
+    def test_it_recovers_by_doubling(self, seconds, most):
         (limit,) = after_slowing(10, since=NOON, now=at(seconds))
         assert (limit.most, limit.name) == (most, "s")
 

@@ -106,8 +106,8 @@ def test_the_end_of_an_incident_forgets_that_it_was_told():
         (None, None, 20, 10),
         (None, None, 1, 1),
         (None, None, 0, None),  # what it was asked before it says no to the first says nothing of a rate
-        (10, 300, 0, 10),  # twice as much by now, and half of that
-        (10, 300, 8, 4),
+        (10, 120, 0, 10),  # twice as much by now, and half of that
+        (10, 120, 8, 4),
         (10, 7_200, 30, 15),
     ],
 )

@@ -7,8 +7,10 @@ from datetime import timedelta
 
 import pytest
 from django.core.management import call_command
+from django.db import connection
 
 from mailengine import dispatch_slice, queue_job, send_direct_email
+from mailengine.clock import read_now
 from mailengine.models import Attempt, Message, ProviderState
 from mailengine.testing import FakeProvider
 
@@ -231,11 +233,23 @@ class TestSlowing:
         before = Attempt.objects.count()
         assert ProviderState.objects.get(alias="a").slowed_to == 4
 
-        clock.advance(minutes=1)
+        clock.advance(seconds=31)
         dispatch_slice()
 
         assert statuses() == {"sent": 25}
         assert most_in(1, after=before) == 4
+
+    def test_what_others_have_under_way_counts_as_taken(self, limited):
+        """Or a burst of which little has been answered yet would slow it down to next to nothing."""
+        limited(a=({"script": ["throttled"]}, {}))
+        now = read_now(connection.alias)
+        for message in queue_many(8, send_at=now + timedelta(days=1)):
+            message.attempts.create(number=1, provider="a", begun_at=now)
+        queue()
+
+        dispatch_slice()
+
+        assert ProviderState.objects.get(alias="a").slowed_to == 4
 
     def test_one_that_throttles_the_first_mail_of_all_is_only_left_alone(self, limited):
         limited(a=({"script": ["throttled"]}, {}))
