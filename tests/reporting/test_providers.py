@@ -88,7 +88,7 @@ class TestState:
         assert report.detail.startswith(f"until {until:%H:%M:%S} UTC" if until.date() == now().date() else "until ")
 
     def test_one_that_was_slowed_down_says_to_what(self, look, row):
-        row("ses", slowed_to=4, slowed_at=ago(minutes=5))
+        row("ses", slowed_to=4, slowed_at=ago(minutes=2))
         report = look().reports["ses"]
         assert (report.state, report.is_usable) == ("slowed", True)
         assert [(limit.name, limit.most) for limit in report.limits] == [("s", 8)]
