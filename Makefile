@@ -33,7 +33,7 @@ faults: $(VENV)/.requirements  ## Kill workers, cut connections, break providers
 	$(BIN)/python -m tests.faults $(ARGS)
 
 bench: $(VENV)/.requirements  ## Measure, on SQLite unless DATABASE_URL says otherwise; REPEATS=5 for better medians
-	@for script in expand empty_runs admin_action drain; do \
+	@for script in expand empty_runs admin_action drain batch; do \
 	    $(BIN)/python bench/$$script.py --repeats $(or $(REPEATS),1) || exit 1; done
 
 demo: $(VENV)/.requirements  ## Show the whole story on a throw-away database; ARGS goes to the command

@@ -17,6 +17,7 @@ from .addresses import parse_address
 from .conf import Settings, get_settings, problems
 from .errors import InvalidAddress, did_you_mean
 from .providers import build
+from .providers.batch import most_in_a_call
 
 QUEUE = "mailengine.backends.EmailBackend"
 
@@ -92,6 +93,7 @@ def _check_provider(alias: str) -> Iterator[CheckMessage]:
     if found := list(_check_mailer(alias, where=where)):
         yield from found
         return
+    yield from _check_batch(alias, get_settings().provider(alias).batch)
     path, options = compat.mailer_backend_path(alias), compat.mailer_options(alias)
     quiet = not build.has_network(alias) or path.startswith(("mailengine.", "anymail.backends.test"))
     if not quiet and not options.get("timeout") and not options.get("client_params"):
@@ -121,6 +123,18 @@ def _check_mailer(alias: str, *, where: str) -> Iterator[CheckMessage]:
 def _words(error: Exception) -> str:
     """What an error says, where that quotes no value of an option."""
     return str(error) if isinstance(error, ImproperlyConfigured) else type(error).__name__
+
+
+def _check_batch(alias: str, batch: int) -> Iterator[CheckMessage]:
+    most = most_in_a_call(alias)
+    if batch <= most:
+        return
+    where = f'MAILENGINE["PROVIDERS"][{alias!r}]["BATCH"] is {batch:,}'
+    if most == 1:
+        text, hint = f"{where}, and it has no call that carries many mails: each goes alone.", "Leave BATCH out."
+    else:
+        text, hint = f"{where}, and its API takes {most:,} mails in a call.", f"Make it {most:,} or less."
+    yield Warning(text, hint=hint, id="mailengine.W011")
 
 
 def _check_clear_text(alias: str, options: dict[str, Any]) -> Iterator[CheckMessage]:

@@ -26,11 +26,8 @@ URGENT = 0
 
 STRATEGIES = ("ordered", "sticky", "weighted", "spread")
 UNCERTAIN_POLICIES = ("resend", "hold")
-LATER = {
-    "PROVIDERS": {"BATCH"},
-    "STREAMS": {"SHARE", "KICK", "UNDO_SECONDS"},
-}
-"""Names that the documentation promises for a later version: known, but without effect so far, and a check says so."""
+LATER = {"SHARE", "KICK", "UNDO_SECONDS"}
+"""Names of streams that the documentation promises for a later version: known, but without effect so far."""
 
 
 class Mode(str, Enum):
@@ -71,6 +68,8 @@ class ProviderPolicy:
     """How many handovers it may be given, by all hosts together; empty: any number."""
     reserve: float = 0.1
     """The part of its limits that mail of priority BULK leaves to other mail."""
+    batch: int = 1
+    """How many messages of a job, saying the same, one call of its API may carry."""
     warm_up: tuple[int, ...] = ()
     """The most handovers on its first day in use, on its second, and so on; after the last, any number."""
     mode: Mode = Mode.ENABLED
@@ -137,9 +136,10 @@ class Settings:
         )
 
     @property
-    def batch(self) -> int:
-        """Rows in one claim."""
-        return self.claim_batch or 2 * self.connections
+    def rows_in_a_claim(self) -> int:
+        """So many that the calls which carry most are full."""
+        largest_call = max((policy.batch for policy in self.providers.values()), default=1)
+        return max(self.claim_batch or 2 * self.connections, largest_call)
 
     @property
     def lease_margin_seconds(self) -> float:
@@ -222,6 +222,7 @@ NUMBERS = {
     "CONNECTIONS": 1,
     "WEIGHT": 0,
     "RESERVE": 0,
+    "BATCH": 1,
     "CLAIM_BATCH": 1,
     "LEASE_SECONDS": 1,
     "SEND_DEADLINE_SECONDS": 0.1,
@@ -241,9 +242,9 @@ MOST = 3_650 * DAY
 PARTS = {"RESERVE"}
 """Those that are a part of something, hence 1 at most."""
 
-_WHOLE = {"CONNECTIONS", "WEIGHT", "CLAIM_BATCH", "MAX_ATTEMPTS", "UNHEALTHY_THRESHOLD", "HEALTHY_THRESHOLD"}
+_WHOLE = {"CONNECTIONS", "WEIGHT", "BATCH", "CLAIM_BATCH", "MAX_ATTEMPTS", "UNHEALTHY_THRESHOLD", "HEALTHY_THRESHOLD"}
 _TOP = {f.name.upper() for f in fields(Settings)} - {"TAKES_ADDED"}
-_PROVIDER = {"CONNECTIONS", "WEIGHT", "ALLOWED_SENDERS", "RATE", "RESERVE", "WARM_UP"}
+_PROVIDER = {"CONNECTIONS", "WEIGHT", "ALLOWED_SENDERS", "BATCH", "RATE", "RESERVE", "WARM_UP"}
 _STREAM = {
     "PROVIDERS", "PRIORITY", "STRATEGY", "FAILOVER", "LIFETIME_SECONDS", "UNCERTAIN", "UNCERTAIN_WINDOW_SECONDS",
 }  # fmt: skip
@@ -336,8 +337,8 @@ def _providers(raw: object, found: list[Problem]) -> dict[str, ProviderPolicy]:
         if not isinstance(entry, dict):
             found.append(Problem(f"{where} is {entry!r}.", "It is a dictionary, empty for the defaults."))
             entry = {}
-        found.extend(_unknown(entry, known=_PROVIDER, where=where, later=LATER["PROVIDERS"]))
-        for name in ("CONNECTIONS", "WEIGHT", "RESERVE"):
+        found.extend(_unknown(entry, known=_PROVIDER, where=where))
+        for name in ("CONNECTIONS", "WEIGHT", "RESERVE", "BATCH"):
             if name in entry and _is_number(name, entry[name], where=where, found=found):
                 policy = replace(policy, **{name.lower(): entry[name]})
         rate = _rate(entry.get("RATE"), where=f'{where}["RATE"]', found=found)
@@ -399,7 +400,7 @@ def _streams(raw: object, providers: Mapping[str, ProviderPolicy], found: list[P
         if not isinstance(entry, dict):
             found.append(Problem(f"{where} is {entry!r}.", "It is a dictionary, empty for the defaults."))
             entry = {}
-        found.extend(_unknown(entry, known=_STREAM, where=where, later=LATER["STREAMS"]))
+        found.extend(_unknown(entry, known=_STREAM, where=where, later=LATER))
         base = streams.get(name) or StreamPolicy(name, priority=PRIORITIES["NORMAL"])
         streams[name] = replace(base, **dict(_stream_values(entry, providers, where=where, found=found)))
     return streams

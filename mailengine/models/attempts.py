@@ -73,10 +73,28 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
             found.setdefault(row.message_id, []).append(row)
         return found
 
-    def begin(self, numbers: Mapping[UUID, tuple[int, str]], *, worker: Worker, now: datetime | None = None) -> None:
-        """Enter that these messages are about to be handed over: id → (number of the attempt, provider)."""
+    def begin(
+        self,
+        numbers: Mapping[UUID, tuple[int, str]],
+        *,
+        worker: Worker,
+        now: datetime | None = None,
+        together: Mapping[UUID, int] | None = None,
+    ) -> None:
+        """Enter that these messages are about to be handed over: id → (number of the attempt, provider).
+
+        `together` are those that go in one call with others, with how many messages it carries.
+        """
+        sizes = together or {}
         rows = [
-            Attempt(message_id=message_id, number=number, provider=provider, worker=worker, begun_at=now or db_now())
+            Attempt(
+                message_id=message_id,
+                number=number,
+                provider=provider,
+                worker=worker,
+                begun_at=now or db_now(),
+                call_size=sizes.get(message_id, 1),
+            )
             for message_id, (number, provider) in numbers.items()
         ]
         Attempt.objects.bulk_create(rows)
@@ -158,6 +176,7 @@ class Attempt(models.Model):
     worker = models.ForeignKey(
         Worker, on_delete=models.DO_NOTHING, null=True, related_name="+", db_index=False, db_constraint=False
     )
+    call_size = models.PositiveIntegerField(_("messages in the call"), default=1)
     begun_at = models.DateTimeField(_("begun"))
     ended_at = models.DateTimeField(_("ended"), null=True)
     outcome = models.CharField(_("outcome"), max_length=14, blank=True, choices=OUTCOMES)

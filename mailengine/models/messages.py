@@ -315,8 +315,8 @@ class MessageQuerySet(models.QuerySet["Message"]):
 
         Without an open attempt a message goes back to what it was, at no cost, or is set aside when it was claimed
         for the third time. With one it may have gone: it becomes uncertain, for `window(message)` seconds or, when
-        that is None, until a person decides. Each batch has a short transaction of its own, and none begins
-        once the run `must_stop`.
+        that is None or it went in one call with others, until a person decides. Each batch has a short transaction
+        of its own, and none begins once the run `must_stop`.
         """
         return self._in_batches(lambda: self._rescue(window, batch), batch, must_stop)
 
@@ -350,7 +350,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
         self, row: Message, attempt: Attempt | None, window: Callable[[Message], float | None]
     ) -> dict[str, Any]:
         if attempt is not None:
-            seconds = window(row)
+            seconds = window(row) if attempt.call_size == 1 else None
             reason = f"its worker {row.worker_name} was lost after the handover to {attempt.provider} began"
             return {
                 "status": Status.UNCERTAIN,

@@ -44,7 +44,7 @@ class Claims:
         """How many to claim at once, and no more than `most`."""
         if not self.health.can_send():
             return 0
-        batch = 1 if self.health.only_probes() else self.settings.batch
+        batch = 1 if self.health.only_probes() else self.health.settings.rows_in_a_claim
         return batch if most is None else min(batch, most)
 
     def take(self, lease: Lease, *, limit: int) -> Claim | None:

@@ -28,12 +28,13 @@ from ..errors import DatabaseLost
 from ..models import Lease, Message, MessageJob, Worker
 from ..models.messages import Status, Verdict
 from ..outcomes import Kind, Outcome
+from ..providers.batch import CallRefused
 from .alerts import send_alert
 from .claims import Claims
 from .compose import ComposedEmail
 from .composer import Composer
 from .health import LONGEST_MOMENT_SECONDS, Health
-from .items import Claim, Item
+from .items import Call, Claim, Item
 from .ledger import Ledger
 from .outage import may_try_again, one_line_of, waits
 from .report import Report
@@ -72,7 +73,7 @@ class Turn:
     before: Report
     """What the run had done when it began."""
     ended: list[tuple[Item, Outcome]]
-    begun: deque[Item] = field(default_factory=deque)
+    begun: deque[Call] = field(default_factory=deque)
     """In the end: those not yet given to a sender."""
     is_durable: bool = False
 
@@ -114,7 +115,7 @@ class Dispatcher:
         self.ends_at = float("inf") if max_time is None else time.monotonic() + max_time
         self.report = Report(command)
         self.health = Health(self.settings)
-        self.team: Team[Item] = Team(self._team_size(), grace_seconds=self.settings.lease_margin_seconds / 2)
+        self.team: Team[Call] = Team(self._team_size(), grace_seconds=self.settings.lease_margin_seconds / 2)
         self.claims = Claims(self.settings, self.health, deferred=deferred, streams=streams)
         self.in_flight: dict[UUID, Item] = {}
         self.ended: list[tuple[Item, Outcome]] = []
@@ -174,7 +175,7 @@ class Dispatcher:
 
     def _step(self) -> None:
         """One turn: record what has ended, begin what can go, claim what comes next; all in one commit."""
-        self.ended += self.team.collect(wait_seconds=self._patience())
+        self._collect(wait_seconds=self._patience())
         turn = self._next_turn()
         stock_count = len(self.stock)
         begun_at = time.monotonic()
@@ -206,6 +207,13 @@ class Dispatcher:
         if self.on_progress is not None:
             self.on_progress(self.report)
 
+    def _collect(self, *, wait_seconds: float) -> None:
+        """Wait for a handover to end, and note what came of each message that it carried."""
+        for call, outcomes in self.team.collect(wait_seconds=wait_seconds):
+            self.ended += zip(call.items, outcomes, strict=True)
+            if any(isinstance(outcome, CallRefused) for outcome in outcomes):
+                self.stock.note_refused_call(call.provider)
+
     def _next_turn(self) -> Turn:
         self.turn = Turn(next(self.turn_numbers), self.report.copy(), list(self.ended))
         return self.turn
@@ -234,13 +242,13 @@ class Dispatcher:
         self.alarms += [send_alert(alert) for alert in self.health.alerts]
         self.health.alerts.clear()
 
-    def _hand_over(self, item: Item, *, begun_at: float) -> None:
-        """Give it to a sender, unless the commit took so long that the lease could end before the handover does."""
-        if not item.lease.is_trusted:
-            self.ended.append((item, BEGUN_TOO_LATE))
+    def _hand_over(self, call: Call, *, begun_at: float) -> None:
+        """Give it to a sender, unless the commit took so long that a lease could end before the handover does."""
+        if not call.is_trusted:
+            self.ended += [(item, BEGUN_TOO_LATE) for item in call.items]
             return
         until = begun_at + self.settings.send_deadline_seconds
-        self.team.send(item, _composed(item), item.provider, until=until, key=item.key)
+        self.team.send(call, [_composed(item) for item in call.items], call.provider, until=until, key=call.key)
 
     def _is_done(self) -> bool:
         if self.in_flight:
@@ -304,7 +312,7 @@ class Dispatcher:
         """After an error: let what is in flight end, and record it, lest mail that has arrived be sent again."""
         ends_at = time.monotonic() + self.settings.send_deadline_seconds
         while self.team.busy_count and time.monotonic() < ends_at:
-            self.ended += self.team.collect(wait_seconds=WAIT_SECONDS)
+            self._collect(wait_seconds=WAIT_SECONDS)
         for save in (self._recover, self._give_back):
             try:
                 save()
@@ -385,7 +393,7 @@ class Dispatcher:
         now = time.monotonic()
         self.trouble_since = min(self.trouble_since, now)
         while (left := now + seconds - time.monotonic()) > 0:
-            self.ended += self.team.collect(wait_seconds=min(left, WAIT_SECONDS))
+            self._collect(wait_seconds=min(left, WAIT_SECONDS))
             if self._is_hopeless():
                 raise DatabaseLost(self._loss(error)) from error
 
@@ -441,10 +449,11 @@ class Dispatcher:
             return
         if not turn.is_durable and self._me.last_turn() == turn.number:
             self._confirm(turn)
-        for item in (*turn.begun, *(item for item, _outcome in self.ended)):
+        begun = [item for call in turn.begun for item in call.items]
+        for item in (*begun, *(item for item, _outcome in self.ended)):
             self._forget(item)
         if turn.is_durable:
-            self.ended += [(item, NEVER_SENT) for item in turn.begun]
+            self.ended += [(item, NEVER_SENT) for item in begun]
         else:
             self.report.outcomes, self.report.sent_by = turn.before.outcomes, turn.before.sent_by
             self.health.alerts.clear()
@@ -542,7 +551,7 @@ class Dispatcher:
             return
         begun = self.ledger.begin(chosen, rows, worker=self._me)
         turn.begun.extend(begun)
-        self.in_flight.update((item.message.pk, item) for item in begun)
+        self.in_flight.update((item.message.pk, item) for call in begun for item in call.items)
 
     def _let_go(self, item: Item) -> None:
         """Give back a message whose lease could end before its handover does."""

@@ -168,6 +168,10 @@ class Health:
         most = self._pace.room(alias, most=self.settings.provider(alias).connections)
         return min(most, promotion.room(self._states[alias].refusals) or most)
 
+    def most_together(self, alias: str) -> int:
+        """How many messages one call may carry, by its BATCH; one, until the provider has shown that it works."""
+        return self.settings.provider(alias).batch if self._pace.has_accepted(alias) else 1
+
     def throttle_ends(self) -> list[float]:
         """In how many seconds each provider that asked us to slow down takes mail again; below 0: that is over.
 

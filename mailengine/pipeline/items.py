@@ -1,4 +1,4 @@
-"""What travels through the loop: a claim of messages, and each message on its way to a provider."""
+"""What travels through the loop: a claim of messages, each message on its way, and the call that it goes by."""
 
 from __future__ import annotations
 
@@ -51,8 +51,41 @@ class Item:
     must_stay: bool = False
     """It may have arrived at its provider a moment ago, who takes a key: no other provider yet, however urgent."""
     is_probe: bool = False
+    goes_alone: bool = False
+    """A call of many that it was in was refused as a whole: by itself, it shows whose fault that was."""
+    has_waited: bool = False
+    """For others to go with it in one call, which are still to be composed."""
+    call: Call | None = None
+    """The one by which it was handed over."""
 
     @property
     def is_ready(self) -> bool:
         """Whether it can begin, or be settled without."""
         return self.email is not None or self.verdict is not None
+
+    @property
+    def has_company(self) -> bool:
+        """Whether it was handed over in one call with others."""
+        return self.call is not None and len(self.call.items) > 1
+
+
+@dataclass(eq=False)
+class Call:
+    """What one handover carries: one message nearly always, or several that one call of an ESP's API takes."""
+
+    items: list[Item]
+
+    @property
+    def provider(self) -> str:
+        return self.items[0].provider
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether no lease can end before the handover does."""
+        return all(item.lease.is_trusted for item in self.items)
+
+    @property
+    def key(self) -> str:
+        """The idempotency key of the call; many have another one than any of them has alone."""
+        first = self.items[0]
+        return f"call-{first.key}" if first.key and len(self.items) > 1 else first.key

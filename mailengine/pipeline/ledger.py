@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -20,10 +20,11 @@ from ..models import Attempt, Message, MessageJob, Suppression, Worker
 from ..models.attempts import Record, Series
 from ..models.messages import Status, Verdict
 from ..outcomes import Kind, Outcome
+from ..providers.batch import CallRefused
 from ..providers.connection import takes_key
 from .composer import Composer
 from .health import Health
-from .items import Item
+from .items import Call, Item
 from .objection import leave_out, objection_to, pending_addresses, suppressed_addresses
 from .partial import note_outcomes, split_refused
 from .report import Report
@@ -53,12 +54,12 @@ class Ledger:
 
     # Begin
 
-    def begin(self, items: Sequence[Item], rows: Mapping[UUID, Message], *, worker: Worker) -> list[Item]:
+    def begin(self, calls: Sequence[Call], rows: Mapping[UUID, Message], *, worker: Worker) -> list[Call]:
         """Enter in the ledger what goes out now, and return it.
 
         Looks again at all that may have changed since the claim, and settles what becomes of the others instead.
         """
-        ours = [item for item in items if self._is_ours(item, rows)]
+        ours = [item for call in calls for item in call.items if self._is_ours(item, rows)]
         for item in ours:
             item.message.now = rows[item.message.pk].now
         records = Attempt.objects.records([item.message.pk for item in ours])
@@ -66,7 +67,7 @@ class Ledger:
         # Of what can't be composed, nobody knows whom it is for.
         refusals = self._refusals(item for item in ours if item.verdict is None)
         series = self._series(records)
-        begun = []
+        begun: set[UUID] = set()
         for item in ours:
             item.must_stay = self._must_stay(item.message, series)
             record = records.get(item.message.pk, Record())
@@ -78,12 +79,28 @@ class Ledger:
                 item.number = record.last_number + 1
                 item.message.provider = item.provider
                 self._set_key(item, series)
-                begun.append(item)
+                begun.add(item.message.pk)
         self.health.enter_usage()
-        if begun:
-            numbers = {item.message.pk: (item.number, item.provider) for item in begun}
-            Attempt.objects.begin(numbers, worker=worker, now=begun[0].message.now)
-        return begun
+        return self._enter([item for item in ours if item.message.pk in begun], calls, worker=worker)
+
+    def _enter(self, items: Sequence[Item], planned: Sequence[Call], *, worker: Worker) -> list[Call]:
+        """Enter these items, and return them in the calls that were planned, as far as they still go together."""
+        if not items:
+            return []
+        number_of = {item.message.pk: number for number, call in enumerate(planned) for item in call.items}
+        calls: dict[object, Call] = {}
+        for item in items:
+            # A probe goes alone, and what goes elsewhere than was planned goes with others that do.
+            together = item.message.pk if item.is_probe else (number_of[item.message.pk], item.provider)
+            item.call = calls.setdefault(together, Call([]))
+            item.call.items.append(item)
+        Attempt.objects.begin(
+            {item.message.pk: (item.number, item.provider) for item in items},
+            worker=worker,
+            now=items[0].message.now,
+            together={item.message.pk: len(call.items) for call in calls.values() for item in call.items},
+        )
+        return list(calls.values())
 
     def _is_ours(self, item: Item, rows: Mapping[UUID, Message]) -> bool:
         """Whether nobody has rescued it, cancelled it or settled it late since it was claimed."""
@@ -160,11 +177,14 @@ class Ledger:
                 extra = {"message_id": str(item.message.pk), "provider": item.provider}
                 logger.error("message %s: %s, which nobody foresaw", item.message.pk, outcome.code, extra=extra)
             self._suppress_bad_addresses(item.message, outcome)
-            item.tried.add(item.provider)
-            if outcome.elsewhere:
-                item.refused_by.add(item.provider)
+            if isinstance(outcome, CallRefused):
+                item.goes_alone, verdict = True, None
+            else:
+                item.tried.add(item.provider)
+                if outcome.elsewhere:
+                    item.refused_by.add(item.provider)
+                verdict = self._verdict(item, outcome)
             is_ours = self._is_ours(item, rows)
-            verdict = self._verdict(item, outcome)
             if is_ours and verdict is None:
                 elsewhere.append(item)
                 continue
@@ -197,26 +217,16 @@ class Ledger:
         """What came of these handovers in the light of what came before it, and what is to be put back by provider."""
         recurring = [item.message.pk for item, outcome in ended if outcome.tries]
         deferrals = Attempt.objects.deferrals(recurring) if recurring else {}
-        results = []
+        judged = []
         for item, outcome in ended:
             earlier = [row for row in deferrals.get(item.message.pk, ()) if row.number < item.number]
-            message = item.message
-            judged = if_alike(outcome, earlier, provider=item.provider, attempt_count=message.attempt_count)
-            results.append(
-                Result(
-                    alias=item.provider,
-                    outcome=judged,
-                    stream=message.stream,
-                    was_probe=item.is_probe,
-                    recipient=message.recipient,
-                    message_id=message.pk,
-                    begun_at=message.now,  # since Begin
-                    ended_at=now,
-                )
-            )
-        judgement = self.health.note(results)
-        items = [item for item, _outcome in ended]
-        return list(zip(items, judgement.outcomes, strict=True)), judgement.put_back
+            attempts = item.message.attempt_count
+            judged.append((item, if_alike(outcome, earlier, provider=item.provider, attempt_count=attempts)))
+        speaking = list(_that_say_something(judged))
+        judgement = self.health.note([_result(*judged[place], now=now) for place in speaking])
+        for place, outcome in zip(speaking, judgement.outcomes, strict=True):
+            judged[place] = judged[place][0], outcome
+        return judged, judgement.put_back
 
     def _put_back(self, ids: Collection[UUID], provider: str) -> None:
         """Undo what refusals did that were meant for us."""
@@ -240,6 +250,7 @@ class Ledger:
             others_left=not item.refused_by.issuperset(self.settings.aliases_for(item.message.stream)),
             throttled_until=self.health.circuit(item.provider).throttled_until,
             key_since=item.key_since,
+            had_company=item.has_company,
         )
         if verdict is not None and verdict.keeps_due_time:
             return self._back_to_the_queue(item, verdict.reason, has_failed=not outcome.is_local)
@@ -299,3 +310,29 @@ class Ledger:
         for item in items:
             by_stream.setdefault(item.message.stream, set()).update(pending_addresses(item.message))
         return {stream: refusals_for(addresses, stream=stream) for stream, addresses in by_stream.items()}
+
+
+def _that_say_something(ended: Sequence[tuple[Item, Outcome]]) -> Iterator[int]:
+    """The places of those that are a round of their own: a call that fails has failed once, however many it carried."""
+    told: set[tuple[Call | None, Kind]] = set()
+    for place, (item, outcome) in enumerate(ended):
+        if isinstance(outcome, CallRefused):
+            continue
+        if item.has_company and outcome.kind not in {Kind.REFUSED, Kind.DEFERRED}:
+            if (item.call, outcome.kind) in told:
+                continue
+            told.add((item.call, outcome.kind))
+        yield place
+
+
+def _result(item: Item, outcome: Outcome, *, now: datetime) -> Result:
+    return Result(
+        alias=item.provider,
+        outcome=outcome,
+        stream=item.message.stream,
+        was_probe=item.is_probe,
+        recipient=item.message.recipient,
+        message_id=item.message.pk,
+        begun_at=item.message.now,  # since Begin
+        ended_at=now,
+    )

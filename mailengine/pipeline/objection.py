@@ -7,9 +7,7 @@ from collections.abc import Collection, Mapping
 from ..conf import Settings
 from ..models import Message, MessageJob, Priority
 from ..models.messages import Status, Verdict
-from .verdict import back
-
-KEPT = "kept for a person to decide"
+from .verdict import KEPT, back
 
 
 def objection_to(

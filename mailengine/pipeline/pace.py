@@ -30,7 +30,7 @@ class Pace:
     def note(self, alias: str, outcome: Outcome) -> None:
         """Go on by what this handover came to."""
         if outcome.is_good_round:
-            self._steps[alias] = min(2 * self._steps[alias], self.settings.connections)
+            self._steps[alias] = min(2 * self._steps[alias], max(self.settings.connections, 2))
         elif outcome.is_bad_round:
             self._steps[alias] = 1
         if not outcome.is_local:
@@ -41,6 +41,10 @@ class Pace:
     def room(self, alias: str, *, most: int | None) -> int:
         """How many handovers may be under way at this provider, which has `most` connections; None: as many as any."""
         return min(self._steps[alias], most or self.settings.connections)
+
+    def has_accepted(self, alias: str) -> bool:
+        """Whether this provider took something in this run, and hasn't failed since."""
+        return self._steps[alias] > 1
 
     @property
     def pause_seconds(self) -> float:

@@ -1,8 +1,8 @@
 """The threads that talk to providers. They know emails and connections, and no rows.
 
-The thread that owns a `Team` talks to the database and to nobody else; it gives an email to an idle sender and later
-collects what came of it. Connections are lent out for one handover each, the last one used first, so that as few stay
-open as the load needs.
+The thread that owns a `Team` talks to the database and to nobody else; it gives an email, or the emails of one call, to
+an idle sender and later collects what came of each. Connections are lent out for one handover each, the last one used
+first, so that as few stay open as the load needs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
@@ -35,7 +36,7 @@ class Task(Generic[T]):
     """One handover, with what the owner wants to remember of it."""
 
     ticket: T
-    email: EmailMessage
+    emails: Sequence[EmailMessage]
     connection: Connection
     until: float | None = None
     key: str = ""
@@ -44,6 +45,10 @@ class Task(Generic[T]):
     def take(self) -> bool:
         """Whether it is the caller's now: the sender's who hands it over, or the owner's who withdraws it."""
         return self._taken.acquire(blocking=False)
+
+    def alike(self, outcome: Outcome) -> list[Outcome]:
+        """The same outcome for each of its emails."""
+        return [outcome] * len(self.emails)
 
 
 class Team(Generic[T]):
@@ -62,7 +67,7 @@ class Team(Generic[T]):
         self._overdue: set[Task[T]] = set()
         self._threads: list[threading.Thread] = []
         self._inbox: SimpleQueue[Task[T] | Connection | None] = SimpleQueue()
-        self._outbox: SimpleQueue[tuple[Task[T], Outcome]] = SimpleQueue()
+        self._outbox: SimpleQueue[tuple[Task[T], list[Outcome]]] = SimpleQueue()
         self._idle: dict[str, list[Connection]] = defaultdict(list)
 
     @property
@@ -73,11 +78,16 @@ class Team(Generic[T]):
     def idle_count(self) -> int:
         return self.size - self.busy_count
 
-    def send(self, ticket: T, email: EmailMessage, alias: str, *, until: float | None = None, key: str = "") -> None:
-        """Let an idle sender hand this email to the provider `alias`; `until` and `key` as in `hand_over()`."""
+    def send(
+        self, ticket: T, emails: Sequence[EmailMessage], alias: str, *, until: float | None = None, key: str = ""
+    ) -> None:
+        """Let an idle sender hand these emails to the provider `alias` in one call.
+
+        `until` and `key` as in `Connection.hand_over_together()`.
+        """
         idle = self._idle[alias]
         connection = idle.pop() if idle else Connection(alias)
-        task = Task(ticket, email, connection, until, key)
+        task = Task(ticket, emails, connection, until, key)
         self.in_flight[alias] += 1
         self._tasks.add(task)
         if len(self._threads) < self.busy_count + len(self._overdue):
@@ -85,7 +95,7 @@ class Team(Generic[T]):
                 self._start_thread()
             except RuntimeError as error:  # this host has none left; a sender that is busy may take the task later
                 if len(self._threads) <= len(self._overdue):
-                    self._outbox.put((task, replace(NO_SENDER, detail=str(error))))
+                    self._outbox.put((task, task.alike(replace(NO_SENDER, detail=str(error)))))
                     return
         self._inbox.put(task)
 
@@ -94,28 +104,29 @@ class Team(Generic[T]):
         thread.start()
         self._threads.append(thread)
 
-    def collect(self, *, wait_seconds: float) -> list[tuple[T, Outcome]]:
-        """The handovers that have ended; waits for the first for so long, and for its company a few milliseconds.
+    def collect(self, *, wait_seconds: float) -> list[tuple[T, list[Outcome]]]:
+        """The handovers that have ended, with what came of each of their emails.
 
-        One that was overdue comes a second time, should its backend come back with more than a doubt.
+        It waits for the first for so long, and for its company a few milliseconds. One that was overdue comes a second
+        time, should its backend come back with more than a doubt.
         """
-        found: list[tuple[T, Outcome]] = []
+        found: list[tuple[T, list[Outcome]]] = []
         ends_at = time.monotonic() + wait_seconds
         with suppress(Empty):
             while self.busy_count or self._overdue or wait_seconds:
-                task, outcome = self._outbox.get(timeout=max(ends_at - time.monotonic(), 0))
+                task, outcomes = self._outbox.get(timeout=max(ends_at - time.monotonic(), 0))
                 self._idle[task.connection.alias].append(task.connection)
                 if task in self._overdue:
                     self._overdue.remove(task)
-                    if outcome.kind is Kind.UNCERTAIN:
+                    if all(outcome.kind is Kind.UNCERTAIN for outcome in outcomes):
                         continue
                 else:
                     self._free(task)
-                found.append((task.ticket, outcome))
+                found.append((task.ticket, outcomes))
                 ends_at = min(ends_at, time.monotonic() + COMPANY_SECONDS)
         return found + self._give_up()
 
-    def _give_up(self) -> list[tuple[T, Outcome]]:
+    def _give_up(self) -> list[tuple[T, list[Outcome]]]:
         now = time.monotonic()
         late = [t for t in self._tasks if t.until is not None and now > t.until + self.grace_seconds]
         given_up = []
@@ -123,10 +134,10 @@ class Team(Generic[T]):
             self._free(task)
             if task.take():
                 self._idle[task.connection.alias].append(task.connection)
-                given_up.append((task.ticket, NOT_TAKEN))
+                given_up.append((task.ticket, task.alike(NOT_TAKEN)))
             else:
                 self._overdue.add(task)
-                given_up.append((task.ticket, OVERDUE))
+                given_up.append((task.ticket, task.alike(OVERDUE)))
         return given_up
 
     def _free(self, task: Task[T]) -> None:
@@ -155,5 +166,6 @@ class Team(Generic[T]):
             if isinstance(task, Connection):
                 task.close()
             elif task.take():
-                self._outbox.put((task, task.connection.hand_over(task.email, until=task.until, key=task.key)))
+                outcomes = task.connection.hand_over_together(task.emails, until=task.until, key=task.key)
+                self._outbox.put((task, outcomes))
             del task  # or an idle thread would hold its mail in memory

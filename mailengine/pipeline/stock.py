@@ -6,9 +6,11 @@ import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
+from ..models import Priority
+from ..providers.batch import can_share_a_call, most_in_a_call
 from .composer import Composer
 from .health import Health
-from .items import Item
+from .items import Call, Item
 from .senders import Team
 
 LARGE_BYTES = 100_000
@@ -25,11 +27,15 @@ COMPOSING_SECONDS = 1.0
 class Stock:
     """The items to begin, the next one first."""
 
-    def __init__(self, composer: Composer, health: Health, team: Team[Item]) -> None:
+    def __init__(self, composer: Composer, health: Health, team: Team[Call]) -> None:
         self.composer = composer
         self.health = health
         self.team = team
         self._items: deque[Item] = deque()
+        self._composed_count = 0
+        """In the last turn."""
+        self._one_by_one: set[str] = set()
+        """Providers that get no more calls of many in this run."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -48,50 +54,46 @@ class Stock:
         self._items.extendleft(reversed(list(items)))
 
     def compose_next(self, *, in_flight: Iterable[Item]) -> None:
-        """Compose what can begin next, as many as there are senders, and as far as there is memory for large mail.
+        """Compose what can begin next, as much as there are senders for, and as far as there is memory for large mail.
 
         What can't be composed was never in doubt.
         """
         in_hand = (*in_flight, *(item for item in self._items if item.is_ready))
-        taken = sum(_bytes_that_count(item) for item in in_hand)
+        sizes = {self._words(item): _bytes_that_count(item) for item in in_hand}
         is_full = False
-        planned: Counter[str] = Counter()
-        ready_count = 0
+        self._composed_count = 0
         ends_at = time.monotonic() + COMPOSING_SECONDS
-        for item in self._items:
-            if ready_count >= self.team.size or time.monotonic() >= ends_at:
-                break
-            if not self._reserve(item, planned, busy={}):
-                continue
-            if not item.is_ready:
-                self.composer.weigh(item)
-                if size := _bytes_that_count(item):
-                    # One that finds no room is not overtaken by the large ones behind it.
-                    is_full = is_full or (taken > 0 and taken + size > BYTES_IN_HAND)
-                    if is_full:
-                        continue
-                    taken += size
-                self.composer.compose(item)
-            ready_count += 1
+        planned = (item for call in self._plan(most=self.team.size, busy={}) for item in call.items)
+        for item in (item for item in planned if not item.is_ready):
+            if time.monotonic() >= ends_at:
+                return
+            self.composer.weigh(item)
+            words = self._words(item)
+            if words not in sizes and (size := _bytes_that_count(item)):
+                # One that finds no room is not overtaken by the large ones behind it.
+                taken = sum(sizes.values())
+                is_full = is_full or (taken > 0 and taken + size > BYTES_IN_HAND)
+                if is_full:
+                    continue
+                sizes[words] = size
+            self.composer.compose(item)
+            self._composed_count += 1
 
     def can_begin(self) -> bool:
-        """Whether `take()` would give anything."""
-        planned: Counter[str] = Counter()
-        return self.team.idle_count > 0 and any(
-            item.is_ready and self._reserve(item, planned, busy=self.team.in_flight) for item in self._items
-        )
+        """Whether there may be something to `take()`."""
+        room = Room(self.health, busy=self.team.in_flight)
+        return self.team.idle_count > 0 and any(item.is_ready and room.reserve(item) for item in self._items)
 
-    def take(self) -> list[Item]:
-        """Take out what can begin now: as many as there are idle senders."""
-        taken: list[Item] = []
-        kept: list[Item] = []
-        planned: Counter[str] = Counter()
-        while self._items and len(taken) < self.team.idle_count:
-            item = self._items.popleft()
-            is_next = item.is_ready and self._reserve(item, planned, busy=self.team.in_flight)
-            (taken if is_next else kept).append(item)
-        self.put_first(kept)
-        return taken
+    def take(self) -> list[Call]:
+        """Take out what can begin now: as many calls as there are idle senders."""
+        calls = []
+        for call in self._plan(most=self.team.idle_count, busy=self.team.in_flight):
+            ready = [item for item in call.items if item.is_ready]
+            if ready and (len(ready) == len(call.items) or not self._waits(call)):
+                calls.append(Call(ready))
+        taken = {id(item) for call in calls for item in call.items}
+        self._items = deque(item for item in self._items if id(item) not in taken)
+        return calls
 
     def take_untrusted(self) -> list[Item]:
         """Take out those whose lease could end before their handover does."""
@@ -100,26 +102,105 @@ class Stock:
             self._items = deque(item for item in self._items if item.lease.is_trusted)
         return gone
 
-    def _reserve(self, item: Item, planned: Counter[str], *, busy: Mapping[str, int]) -> bool:
-        """Count it among the handovers that are `planned`, unless the provider that it would go to has no room for it.
+    def note_refused_call(self, alias: str) -> None:
+        """A call of many was refused as a whole by this provider: in this run it gets mail one by one."""
+        self._one_by_one.add(alias)
 
-        `busy` are those under way. Where providers share a stream, the next one that has room takes it.
+    def _plan(self, *, most: int, busy: Mapping[str, int]) -> list[Call]:
+        """What can begin next, in at most so many calls: in order, each with all that may go with its first item."""
+        calls: list[Call] = []
+        room = Room(self.health, busy=busy)
+        open_calls: dict[int | None, tuple[Call, int]] = {}
+        """By job, with how many more each may carry."""
+        for item in self._items:
+            job_id = item.message.job_id
+            call, places = open_calls.get(job_id, (None, 0))
+            if call is not None and _may_join(item, call) and room.reserve(item, joining=call.items[0].reserved):
+                call.items.append(item)
+                open_calls[job_id] = call, places - 1
+                if places == 1:
+                    del open_calls[job_id]
+            elif len(calls) < most:
+                if room.reserve(item):
+                    calls.append(Call([item]))
+                    if (places := self._most_together(item) - 1) > 0:
+                        open_calls[job_id] = calls[-1], places
+            elif not open_calls:
+                break
+        return calls
+
+    def _waits(self, call: Call) -> bool:
+        """Whether the call waits for company that is still to be composed: once, and for as long as that goes on."""
+        first = call.items[0]
+        waits = not first.has_waited or self._composed_count > 0
+        first.has_waited = True
+        return waits
+
+    def _most_together(self, item: Item) -> int:
+        """How many mails the call may carry that this item, which has a provider reserved, is the first of."""
+        if item.verdict or item.is_probe or item.reserved in self._one_by_one or not _may_have_company(item):
+            return 1
+        most = self.health.most_together(item.reserved)
+        return min(most, most_in_a_call(item.reserved, item.email)) if most > 1 else 1
+
+    def _words(self, item: Item) -> object:
+        """What it takes memory for: mails that may share a call hold the same words and files."""
+        return item.message.content_id if item.reserved and self._most_together(item) > 1 else item.message.pk
+
+
+class Room:
+    """What providers have room for, less what has been reserved here. `busy` are the calls under way at each."""
+
+    def __init__(self, health: Health, *, busy: Mapping[str, int]) -> None:
+        self.health = health
+        self.busy = busy
+        self._calls: Counter[str] = Counter()
+        self._mails: Counter[str] = Counter()
+
+    def reserve(self, item: Item, *, joining: str = "") -> bool:
+        """Reserve room for it at the provider that it would go to, if there is any.
+
+        Where providers share a stream, the next one that has room takes it. With `joining` it goes in a call to this
+        provider that has its room already, or not at all.
         """
         full: set[str] = set()
         while not item.verdict:
-            choice = self.health.choose(item.message, tried=item.tried | full, planned=planned)
+            choice = self.health.choose(item.message, tried=item.tried | full, planned=self._mails)
             if choice is None or (full and not self.health.settings.provider(choice.alias).weight):
-                return not full  # one that only stands in for others does not do so for want of room
-            count = planned[choice.alias]
-            has_room = busy.get(choice.alias, 0) + count < self.health.room(choice.alias)
-            if has_room and self.health.may_begin(choice.alias, item.message, planned=count):
-                planned[choice.alias] += 1
-                item.reserved = choice.alias
-                return True
-            if not self.health.is_shared(item.message.stream):
+                return not full and not joining  # one that only stands in does not do so for want of room
+            alias = choice.alias
+            if joining and (alias != joining or choice.is_probe):
                 return False
-            full.add(choice.alias)
-        return True
+            has_room = joining or self.busy.get(alias, 0) + self._calls[alias] < self.health.room(alias)
+            if has_room and self.health.may_begin(alias, item.message, planned=self._mails[alias]):
+                self._mails[alias] += 1
+                self._calls[alias] += not joining
+                item.reserved, item.is_probe = alias, choice.is_probe
+                return True
+            if joining or not self.health.is_shared(item.message.stream):
+                return False
+            full.add(alias)
+        return not joining
+
+
+def _may_join(item: Item, call: Call) -> bool:
+    first = call.items[0]
+    if item.verdict or not _may_have_company(item) or item.message.recipient == first.message.recipient:
+        return False
+    return item.email is None or first.email is None or can_share_a_call(first.email, item.email)
+
+
+def _may_have_company(item: Item) -> bool:
+    """Whether it is mail of a job, for one recipient, in words that are the same for all, and was never in doubt."""
+    message = item.message
+    return (
+        message.job_id is not None
+        and message.priority >= Priority.BULK
+        and message.merge_data is None
+        and not message.uncertain_count
+        and not item.goes_alone
+        and not item.is_suspect
+    )
 
 
 def _bytes_that_count(item: Item) -> int:

@@ -15,6 +15,8 @@ from .retry import next_try_at
 SECOND_UNCERTAIN = 2
 """Uncertain handovers after which only a person can say what to do."""
 
+KEPT = "kept for a person to decide"
+
 REPEATABLE = timedelta(hours=12)
 """For so long we rely on a provider to know an idempotency key again: half of what the shortest promise, 24 hours."""
 
@@ -30,12 +32,13 @@ def verdict_for(
     others_left: bool = False,
     throttled_until: datetime | None = None,
     key_since: datetime | None = None,
+    had_company: bool = False,
 ) -> Verdict | None:
     """What becomes of the message, or None to ask the next provider at once.
 
     `another`: a provider that it has not been to can take it now; `others_left`: one that has not refused it might
     later. `throttled_until`: until when the one it was at wants to be left alone. `key_since`: when it was first
-    handed over with its idempotency key.
+    handed over with its idempotency key. `had_company`: it went in one call with others.
     """
     match outcome.kind:
         case Kind.ACCEPTED:
@@ -61,6 +64,9 @@ def verdict_for(
                 return None
             reason = f"throttled: {provider}: {outcome}"
             return back(message, reason, now=now, settings=settings, until=throttled_until)
+        case Kind.UNCERTAIN if had_company:
+            reason = f"uncertain: {provider}: {outcome}; it went in one call with others and is {KEPT}"
+            return Verdict(Status.UNCERTAIN, reason, available_at=None, is_uncertain_handover=True)
         case Kind.UNCERTAIN if outcome.is_repeatable and key_since is not None and now - key_since < REPEATABLE:
             reason = f"uncertain: {provider}: {outcome}; asked again with the same idempotency key"
             return Verdict(Status.UNCERTAIN, reason, available_at=now, is_asked_again=True)
@@ -102,7 +108,7 @@ def uncertain(message: Message, reason: str, *, now: datetime, settings: Setting
     """It may have gone: wait for proof, then once more; or keep it for a person."""
     seconds = window_seconds(message, settings=settings)
     if seconds is None:
-        reason = f"{reason}; kept for a person to decide"
+        reason = f"{reason}; {KEPT}"
         return Verdict(Status.UNCERTAIN, reason, available_at=None, is_uncertain_handover=True)
     return Verdict(Status.UNCERTAIN, reason, available_at=now + timedelta(seconds=seconds), is_uncertain_handover=True)
 

@@ -63,7 +63,7 @@ def assert_settings(heading, known, defaults):
 def test_every_setting_is_on_its_page_with_its_default():
     """G09"""
     assert_settings("## MAILENGINE", _TOP, {name: getattr(Settings(), name.lower()) for name in _TOP})
-    assert Settings().batch == 2 * Settings().connections
+    assert Settings().rows_in_a_claim == 2 * Settings().connections
 
 
 def test_every_setting_of_a_provider_is_on_the_page():

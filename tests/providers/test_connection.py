@@ -195,11 +195,11 @@ def test_a_handover_is_over_when_its_time_is(settings, step, reply, is_kept, kin
 def test_a_team_passes_on_the_time_and_the_key(server, settings):
     settings.MAILERS = {"relay": server.mailer()}
     team = Team(2)
-    team.send("late", an_email(), "relay", until=time.monotonic() - 1, key="7f3a")
-    team.send("in time", an_email(), "relay", until=time.monotonic() + 30, key="7f3b")
+    team.send("late", [an_email()], "relay", until=time.monotonic() - 1, key="7f3a")
+    team.send("in time", [an_email()], "relay", until=time.monotonic() + 30, key="7f3b")
     outcomes = {}
     while team.busy_count:
-        outcomes |= dict(team.collect(wait_seconds=10))
+        outcomes |= {ticket: outcome for ticket, (outcome,) in team.collect(wait_seconds=10)}
     team.close()
 
     assert {ticket: outcome.code for ticket, outcome in outcomes.items()} == {"late": "deadline", "in time": ""}
@@ -209,7 +209,7 @@ def collected(team):
     """The outcome of each ticket, once nobody is busy any more."""
     outcomes = {}
     while team.busy_count:
-        outcomes |= dict(team.collect(wait_seconds=10))
+        outcomes |= {ticket: outcome for ticket, (outcome,) in team.collect(wait_seconds=10)}
     return outcomes
 
 
@@ -218,9 +218,9 @@ def test_a_team_that_gets_no_thread_hands_the_mail_back(server, settings):
     settings.MAILERS = {"relay": server.mailer()}
     team = Team(2)
     with no_more_threads():
-        team.send("none", an_email(), "relay")
+        team.send("none", [an_email()], "relay")
         outcome = collected(team)["none"]
-    team.send("one", an_email(), "relay")
+    team.send("one", [an_email()], "relay")
 
     assert (outcome.kind, outcome.is_local, outcome.detail) == (Kind.UNAVAILABLE, True, "can't start new thread")
     assert collected(team)["one"].kind is Kind.ACCEPTED
@@ -231,9 +231,9 @@ def test_a_team_that_gets_no_thread_hands_the_mail_back(server, settings):
 def test_a_team_that_gets_no_second_thread_sends_all_by_the_first(server, settings):
     settings.MAILERS = {"relay": server.mailer()}
     team = Team(2)
-    team.send("first", an_email(), "relay")
+    team.send("first", [an_email()], "relay")
     with no_more_threads():
-        team.send("second", an_email(), "relay")
+        team.send("second", [an_email()], "relay")
         outcomes = collected(team)
     team.close()
 
@@ -255,13 +255,13 @@ def test_what_no_thread_has_taken_is_not_sent_by_one_that_comes_to_it_late(serve
 
     server.answer = hang
     team = Team(2, grace_seconds=0)
-    team.send("first", an_email("first@example.org"), "relay")
+    team.send("first", [an_email("first@example.org")], "relay")
     assert hangs.wait(30)
     until = time.monotonic() + (0.2 if end == "its time is over" else 60)
     with no_more_threads():
-        team.send("behind", an_email("behind@example.org"), "relay", until=until)
+        team.send("behind", [an_email("behind@example.org")], "relay", until=until)
     if end == "its time is over":
-        ((ticket, outcome),) = team.collect(wait_seconds=1)
+        ((ticket, (outcome,)),) = team.collect(wait_seconds=1)
         assert (ticket, outcome.kind, outcome.code, outcome.is_local) == (
             "behind", Kind.UNAVAILABLE, "no thread", True,
         )  # fmt: skip
@@ -281,10 +281,10 @@ def test_one_that_waits_for_a_thread_gets_it_once_it_is_free(server, settings):
     settings.MAILERS = {"relay": server.mailer(timeout=30)}
     server.delay_seconds = 0.5
     team = Team(3, grace_seconds=0)
-    team.send("first", an_email(), "relay")
+    team.send("first", [an_email()], "relay")
     with no_more_threads():
-        team.send("given up", an_email(), "relay", until=time.monotonic() + 0.1)
-        team.send("patient", an_email(), "relay")
+        team.send("given up", [an_email()], "relay", until=time.monotonic() + 0.1)
+        team.send("patient", [an_email()], "relay")
         outcomes = collected(team)
     team.close()
 

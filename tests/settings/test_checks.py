@@ -128,6 +128,13 @@ def test_the_example_of_the_documentation_has_no_error(found):
         ({**RELAY, "alerts": {"BACKEND": "no.such.Backend"}}, {}, "E006", "ALERT_MAILER is 'alerts'"),
         ({**RELAY, "alerts": an_smtp(port="abc")["relay"]}, {}, "E010", "ALERT_MAILER is 'alerts'"),
         ({**RELAY, "alerts": {"BACKEND": f"{__name__}.OwnQueue"}}, {}, "E007", "Name an alias of MAILERS that sends"),
+        (RELAY, mailengine(PROVIDERS={"relay": {"BATCH": 10}}), "W011", "Leave BATCH out"),
+        (
+            {"relay": {"BACKEND": MAILGUN, "OPTIONS": {"api_key": "key", "timeout": 5}}},
+            mailengine(PROVIDERS={"relay": {"BATCH": 2_000}}),
+            "W011",
+            "Make it 1,000 or less",
+        ),
         (RELAY, mailengine(CLASSIFIER="paper.mail.judge"), "E011", "which can't be imported"),
         (RELAY, mailengine(SHOULD_PROBE="mailengine.conf.URGENT"), "E011", "which can't be called"),
         (RELAY, mailengine(ALERT_MAILER="relai"), "E007", "Did you mean 'relay'?"),

@@ -30,7 +30,7 @@ def test_the_defaults(mailengine):
     assert problems() == ()
     assert settings.providers == {"relay": ProviderPolicy("relay")}
     assert (settings.strategy, settings.alert_mailer) == ("ordered", None)
-    assert (settings.connections, settings.batch) == (8, 16)
+    assert (settings.connections, settings.rows_in_a_claim) == (8, 16)
     assert (settings.lease_seconds, settings.send_deadline_seconds, settings.trusted_seconds) == (240, 60, 165)
     assert (settings.max_attempts, settings.backoff_first_seconds, settings.backoff_longest_seconds) == (35, 60, 14_400)
     circuit = (settings.unhealthy_threshold, settings.healthy_threshold, settings.probe_interval_seconds)
@@ -215,7 +215,7 @@ def test_an_unknown_provider_or_stream_is_named_with_the_nearest(mailengine):
 @pytest.mark.parametrize(
     "entries",
     [
-        {"PROVIDERS": {"relay": {"BATCH": 100}}},
+        {"STREAMS": {"bulk": {"KICK": True}}},
         {"STREAMS": {"bulk": {"SHARE": 0.2}}},
     ],
 )
