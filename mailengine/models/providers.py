@@ -37,6 +37,19 @@ class ProviderQuerySet(models.QuerySet["ProviderState"]):
         """What an operator has set, by provider."""
         return {row.alias: row.switches for row in self.all()}
 
+    def switch(self, alias: str, **switches: object) -> dict[str, tuple[object, object]]:
+        """Set `mode`, `weight`, `rate` or `is_added` of a provider: what that has changed, by name (before, after).
+
+        Nothing else of the row is written, which workers write, too. They follow within a second.
+        """
+        with transaction.atomic(using=self.db):
+            self.everything([alias])
+            row = self.select_for_update().get(pk=alias)
+            changed = {name: value for name, value in switches.items() if getattr(row, name) != value}
+            if changed:
+                self.filter(pk=alias).update(**changed)
+        return {name: (getattr(row, name), value) for name, value in changed.items()}
+
     def locked(self, aliases: Collection[str]) -> dict[str, ProviderState]:
         """The same rows, locked in the order of their aliases so that no two workers wait for each other."""
         rows = self.filter(pk__in=aliases).select_for_update().annotate(now=db_now()).order_by("alias")

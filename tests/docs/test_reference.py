@@ -28,7 +28,15 @@ STATES = DOCS / "reference" / "states.md"
 OUTCOMES = DOCS / "reference" / "outcomes.md"
 CHECKS = DOCS / "reference" / "checks.md"
 
-OWN_COMMANDS = ["process_mail_jobs", "send_mail", "retry_deferred", "mail_status", "purge_mail", "demo"]
+OWN_COMMANDS = [
+    "process_mail_jobs",
+    "send_mail",
+    "retry_deferred",
+    "mail_status",
+    "mail_provider",
+    "purge_mail",
+    "demo",
+]
 MEANINGS = {
     "not here": {"kind": Kind.REFUSED, "elsewhere": True},
     "refused, address suppressed": {"kind": Kind.REFUSED, "address_is_bad": True},
@@ -85,7 +93,11 @@ def test_every_option_of_a_command_is_on_the_page_with_its_default(name):
     app = "project.newsroom" if name == "demo" else "mailengine"
     shared = {action.dest for action in BaseCommand().create_parser("manage.py", "any")._actions}
     parser = load_command_class(app, name).create_parser("manage.py", name)
-    options = {action.option_strings[-1]: action for action in parser._actions if action.dest not in shared}
+    options = {
+        (action.option_strings or [action.metavar])[-1]: action
+        for action in parser._actions
+        if action.dest not in shared
+    }
 
     documented = {code(row[0]).split()[0]: row[1] for row in table(section(COMMANDS, f"## {name}"))}
 
