@@ -31,7 +31,7 @@ def give(*, recipients: int, seed: int, serve: bool, as_json: bool, out: OutputW
 
     def say(who: str, sentence: str) -> None:
         if not as_json:
-            line = f"{time.monotonic() - began_at:5.1f} s  {who:<9} {sentence}"
+            line = f"{time.strftime('%H:%M:%S')}  {who:<9} {sentence}"
             # A command that runs meanwhile may be showing its progress in this line of the terminal.
             out.write(f"\r{line:<78}" if out.isatty() else line)
             out.flush()
@@ -89,6 +89,7 @@ def as_dict(ending: Ending, reckoning: Reckoning, *, seconds: float) -> dict[str
         "unaccounted": ending.account.unaccounted,
         "providers": ending.providers,
         "overtaking": asdict(ending.overtaking),
+        "drain": asdict(ending.drain),
         "trace": ending.trace,
         "copies": len(ending.copies),
         "seconds": round(seconds, 1),

@@ -1,4 +1,4 @@
-"""The receiving side: Postmark's API and an SMTP relay on 127.0.0.1, which keep every mail and have a bad day."""
+"""The receiving side: the APIs of two ESPs and an SMTP relay on 127.0.0.1, which keep every mail and have a bad day."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from .reckoning import Copy
 BUSY_EVERY = 12
 """Each so many-th recipient, the relay is told that the mailbox is busy."""
 THROTTLED_CALLS = 3
+TOO_FAST = Answer(429, "Too Many Requests", {"Retry-After": "1"})
 
 
 @dataclass
 class Outage:
-    """The time that Postmark was down."""
+    """The time that Mailgun was down."""
 
     began_at: float = 0.0
     ended_at: float = 0.0
@@ -32,11 +33,11 @@ class Outage:
 
 
 class Receiver:
-    """Both servers in a process of their own, up within the `with` block.
+    """The servers in a process of their own, up within the `with` block.
 
     The bad day, for an audience of `mails`: early on Postmark hangs up a few times, with and without having taken the
-    mail; after a fifth of them it answers 503, until the relay has taken as many; then it asks for a pause. The relay
-    finds a mailbox busy now and then. Neither knows the addresses in `refused`.
+    mail, and then asks for a pause. When a fifth has arrived Mailgun answers 503, until the others have taken another
+    fifth. The relay finds a mailbox busy now and then. None of them knows the addresses in `refused`.
     """
 
     def __init__(self, *, mails: int, refused: Collection[str]) -> None:
@@ -56,7 +57,7 @@ class Receiver:
         self._process.join()
 
     def mailers(self) -> dict[str, dict[str, Any]]:
-        """The entries of MAILERS that lead here: `postmark` and `relay`."""
+        """The entries of MAILERS that lead here: `mailgun`, `postmark` and `relay`."""
         return self._ask("mailers")  # type: ignore[no-any-return]
 
     def mail_count(self) -> int:
@@ -86,28 +87,32 @@ def _receive(line: Connection, mails: int, refused: frozenset[str]) -> None:
 
 
 class BadDay:
-    """Both servers, and what goes wrong at them."""
+    """The servers, and what goes wrong at them."""
 
     def __init__(self, *, mails: int, refused: Collection[str]) -> None:
-        fifth = mails // 5
+        self._fifth = mails // 5
         self._outage = Outage()
-        self._fifth = fifth
-        self._throttled_calls = range(2 * fifth, 2 * fifth + THROTTLED_CALLS)
-        self._faults = {
-            fifth // 4: Fault.ACCEPT_AND_HANG_UP,
-            fifth // 3: Fault.HANG_UP,
-            fifth // 2: Fault.ACCEPT_AND_HANG_UP,
+        self._taken_before = 0
+        """When the outage began, by all."""
+        hour = self._fifth // 8  # of Postmark's day: it has its third of the mail
+        self._postmarks_day: dict[int, Answer | Fault] = {
+            hour: Fault.ACCEPT_AND_HANG_UP,
+            2 * hour: Fault.HANG_UP,
+            3 * hour: Fault.ACCEPT_AND_HANG_UP,
+            **dict.fromkeys(range(4 * hour, 4 * hour + THROTTLED_CALLS), TOO_FAST),
         }
         self._calls = 0
+        self.mailgun = ESPServer(behave=self._mailgun)
         self.postmark = ESPServer(behave=self._postmark)
-        self.postmark.inactive.update(refused)
+        for esp in (self.mailgun, self.postmark):
+            esp.inactive.update(refused)
         self.relay = SMTPServer(answer=self._relay)
         self.relay.replies.update(dict.fromkeys(refused, "550 5.1.1 No such user"))
         self._open = ExitStack()
 
     def __enter__(self) -> BadDay:
-        self._open.enter_context(self.postmark)
-        self._open.enter_context(self.relay)
+        for server in (self.mailgun, self.postmark, self.relay):
+            self._open.enter_context(server)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -115,41 +120,47 @@ class BadDay:
 
     def mailers(self) -> dict[str, dict[str, Any]]:
         # Patient, since a handover that was given up on a slow machine may have gone.
-        return {"postmark": self.postmark.mailer("postmark", timeout=30), "relay": self.relay.mailer(timeout=30)}
+        return {
+            "mailgun": self.mailgun.mailer("mailgun", timeout=30),
+            "postmark": self.postmark.mailer("postmark", timeout=30),
+            "relay": self.relay.mailer(timeout=30),
+        }
 
     def mail_count(self) -> int:
-        return len(self.postmark.accepted) + len(self.relay.accepted)
+        return sum(len(server.accepted) for server in (self.mailgun, self.postmark, self.relay))
 
     def copies(self) -> list[Copy]:
         return sorted(self._copies(), key=lambda copy: copy.at)
 
     def outage(self) -> Outage:
+        self._is_down()  # it may be over, or have begun, since anybody called
         return self._outage
 
     def _copies(self) -> Iterator[Copy]:
-        for mail in self.postmark.accepted:
-            yield from (Copy("postmark", mail.mailengine_id, address, mail.at) for address in mail.recipients)
+        for mail in (*self.mailgun.accepted, *self.postmark.accepted):
+            yield from (Copy(mail.esp, mail.mailengine_id, address, mail.at) for address in mail.recipients)
         for item in self.relay.accepted:
             yield from (Copy("relay", item.mailengine_id, address, item.at) for address in item.recipients)
 
-    def _postmark(self, _mail: Mail) -> Answer | Fault | None:
-        self._calls += 1
-        if self._is_down():
-            self._outage.tries += 1
-            return Answer(503, "Service Unavailable")
-        if self._calls in self._faults:
-            return self._faults[self._calls]
-        if self._calls - self._outage.tries in self._throttled_calls:
-            return Answer(429, "Too Many Requests", {"Retry-After": "1"})
-        return None
+    def _mailgun(self, _mail: Mail) -> Answer | None:
+        if not self._is_down():
+            return None
+        self._outage.tries += 1
+        return Answer(503, "Service Unavailable")
 
     def _is_down(self) -> bool:
-        if self._calls < self._fifth or self._outage.ended_at:
+        taken = self.mail_count()
+        if taken < self._fifth or self._outage.ended_at:
             return False
-        self._outage.began_at = self._outage.began_at or time.monotonic()
-        if len(self.relay.accepted) >= self._fifth:
+        if not self._outage.began_at:
+            self._outage.began_at, self._taken_before = time.monotonic(), taken
+        if taken >= self._taken_before + self._fifth:
             self._outage.ended_at = time.monotonic()
         return not self._outage.ended_at
+
+    def _postmark(self, _mail: Mail) -> Answer | Fault | None:
+        self._calls += 1
+        return self._postmarks_day.get(self._calls)
 
     def _relay(self, step: Step) -> str | None:
         is_busy = step.verb == "RCPT" and step.earlier_count % BUSY_EVERY == BUSY_EVERY - 1

@@ -14,7 +14,8 @@ from django.db.models import Count
 from django.test import override_settings
 
 from mailengine import queue_mail
-from mailengine.models import Attempt, Message, MessageJob
+from mailengine.conf import Mode
+from mailengine.models import Attempt, Message, MessageJob, ProviderState
 from mailengine.outcomes import Kind
 from mailengine.testing import FakeProvider
 from project.newsroom.models import Subscriber
@@ -24,6 +25,7 @@ from .cron import Cron
 from .newsroom import Newsroom
 from .receiver import Receiver
 from .reckoning import Account, Copy, Entry, Reckoning
+from .watch import Watch
 
 Say = Callable[[str, str], None]
 """Tells something: what it is about, and the sentence."""
@@ -36,6 +38,8 @@ QUEUE = {
     "BACKOFF_LONGEST_SECONDS": 2,
     "UNCERTAIN_WINDOW_SECONDS": 0.5,
 }
+WEIGHTS = {"mailgun": 3, "postmark": 2, "relay": 1}
+DRAINED = "postmark"
 FAKE = {"BACKEND": "mailengine.testing.FakeProvider", "OPTIONS": {"fails_every": 2}}
 FAKES = {"lambda": FAKE, "delta": FAKE}
 TRACED_MAILS = 4
@@ -55,6 +59,18 @@ class Overtaking:
 
 
 @dataclass(frozen=True)
+class Drain:
+    """What a provider was given after an operator had drained it."""
+
+    on_their_way: int = 0
+    """Mails that were about to go."""
+    last_seconds: float = 0.0
+    """After the switch: the last of them."""
+    owed: int = 0
+    """Mails that may have gone by it before, so that no other may carry them."""
+
+
+@dataclass(frozen=True)
 class Ending:
     """All that the story came to."""
 
@@ -62,20 +78,25 @@ class Ending:
     providers: dict[str, dict[str, int]]
     """The ledger's attempts, by provider and outcome."""
     overtaking: Overtaking
+    drain: Drain
     trace: list[str]
     copies: list[Copy]
     entries: list[Entry]
 
 
 def mail_settings(receiver: Receiver) -> dict[str, Any]:
-    """What settings.py says of mail: the queue, Postmark, and a relay for when it fails."""
+    """What settings.py says of mail: the queue, and three providers that share it."""
     return {
         "MAILERS": {
             "default": {"BACKEND": "mailengine.backends.EmailBackend"},
             **receiver.mailers(),
             **FAKES,
         },
-        "MAILENGINE": {"PROVIDERS": ["postmark", "relay"], "STRATEGY": "ordered", **QUEUE},
+        "MAILENGINE": {
+            "PROVIDERS": {alias: {"WEIGHT": weight} for alias, weight in WEIGHTS.items()},
+            "STRATEGY": "weighted",
+            **QUEUE,
+        },
     }
 
 
@@ -84,21 +105,26 @@ def tell(newsroom: Newsroom, receiver: Receiver, *, say: Say) -> Ending:
     FakeProvider.reset()
     introduce(newsroom, receiver, say=say)
     button_act(newsroom, say=say)
+    watch = Watch(receiver, say)
     with Cron(lambda line: say("cron", line)) as running:
-        overtaking = overtaking_act(receiver, running, say=say)
-        wait_for(everything_settled, running)
+        overtaking = overtaking_act(receiver, running, watch, say=say)
+        drained_at = drain_act(receiver, running, watch, say=say)
+        wait_for(everything_settled, running, watch)
     outage_epilogue(receiver, say=say)
+    drain = drain_epilogue(drained_at, receiver, say=say)
     trace = taking_turns_act(say=say)
     copies = [*receiver.copies(), *copies_of_fakes()]
-    return Ending(account(), attempts(), overtaking(copies), trace, copies, list(ledger()))
+    return Ending(account(), attempts(), overtaking(copies), drain, trace, copies, list(ledger()))
 
 
 def introduce(newsroom: Newsroom, receiver: Receiver, *, say: Say) -> None:
     name = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}.get(connection.vendor, "MariaDB or MySQL")
     say("stage", f"Django {django.get_version()} on {name}; on the other side, real servers on 127.0.0.1:")
     mailers = receiver.mailers()
-    say("", f"postmark, its API at {mailers['postmark']['OPTIONS']['api_url']}")
-    say("", f"relay, SMTP on port {mailers['relay']['OPTIONS']['port']}")
+    for alias, weight in WEIGHTS.items():
+        options = mailers[alias]["OPTIONS"]
+        where = f"its API at {options['api_url']}" if "api_url" in options else f"SMTP on port {options['port']}"
+        say("", f"{alias}, {where}, takes {weight} of {sum(WEIGHTS.values())} mails")
     articles, subscribers = newsroom.issue.articles.count(), Subscriber.objects.count()
     say("newsroom", f"{articles} articles in an issue; {subscribers:,} subscribers")
 
@@ -110,10 +136,12 @@ def button_act(newsroom: Newsroom, *, say: Say) -> None:
     say("", answer)
 
 
-def overtaking_act(receiver: Receiver, running: Cron, *, say: Say) -> Callable[[Iterable[Copy]], Overtaking]:
+def overtaking_act(
+    receiver: Receiver, running: Cron, watch: Watch, *, say: Say
+) -> Callable[[Iterable[Copy]], Overtaking]:
     """In the midst of it all somebody forgets her password; what came of it can be asked for when all has arrived."""
     third = Subscriber.objects.count() // 3
-    wait_for(lambda: receiver.mail_count() >= third, running)
+    wait_for(lambda: receiver.mail_count() >= third, running, watch)
     clicked_at = time.monotonic()
     people.ask_for_a_new_password("ann@daily.example")
     reset = Message.objects.get(job=None)
@@ -133,12 +161,34 @@ def overtaking_act(receiver: Receiver, running: Cron, *, say: Say) -> Callable[[
     return overtaking
 
 
+def drain_act(receiver: Receiver, running: Cron, watch: Watch, *, say: Say) -> float:
+    """An operator takes a provider out while mail flows; when, on this process's monotonic clock."""
+    most = 3 * Subscriber.objects.count() // 5
+    wait_for(lambda: receiver.mail_count() >= most, running, watch)
+    ProviderState.objects.filter(alias=DRAINED).update(mode=Mode.DRAINING.value)
+    say("operator", f"drains {DRAINED}: no new mail from here")
+    return time.monotonic()
+
+
 def outage_epilogue(receiver: Receiver, *, say: Say) -> None:
     outage = receiver.outage()
-    instead = [c for c in receiver.copies() if c.provider == "relay" and outage.began_at <= c.at <= outage.ended_at]
+    instead = [c for c in receiver.copies() if c.provider != "mailgun" and outage.began_at <= c.at <= outage.ended_at]
     seconds = outage.ended_at - outage.began_at
-    say("outage", f"postmark was down for {seconds:.1f} s; {outage.tries} tries found that out")
-    say("", f"and {len(instead):,} mails went through the relay meanwhile")
+    say("outage", f"mailgun was down for {seconds:.1f} s; {outage.tries} tries found that out")
+    say("", f"and {len(instead):,} mails went through the others meanwhile")
+
+
+def drain_epilogue(drained_at: float, receiver: Receiver, *, say: Say) -> Drain:
+    in_doubt = Attempt.objects.filter(provider=DRAINED, outcome=Kind.UNCERTAIN).values_list("message_id", flat=True)
+    its_own = set(map(str, in_doubt))
+    after = [copy for copy in receiver.copies() if copy.provider == DRAINED and copy.at > drained_at]
+    late = [copy.at - drained_at for copy in after if copy.message_id not in its_own]
+    drain = Drain(len(late), max(late, default=0.0), owed=len(after) - len(late))
+    say(
+        "drain", f"{DRAINED} got {drain.on_their_way:,} more within {drain.last_seconds:.1f} s, which were about to go,"
+    )
+    say("", f"and {drain.owed:,} that may have gone there before, so that no other provider may carry them")
+    return drain
 
 
 def taking_turns_act(*, say: Say) -> list[str]:
@@ -161,11 +211,12 @@ def taking_turns_act(*, say: Say) -> list[str]:
     return trace
 
 
-def wait_for(condition: Callable[[], bool], running: Cron) -> None:
+def wait_for(condition: Callable[[], bool], running: Cron, watch: Watch) -> None:
     """Return once it holds; give up when nothing has been tried for a while. The reckoning says what is left then."""
     tries, tried_at = -1, time.monotonic()
     while not condition() and time.monotonic() - tried_at < PATIENCE_SECONDS:
         running.check()
+        watch.look()
         if (count := Attempt.objects.count()) != tries:
             tries, tried_at = count, time.monotonic()
         time.sleep(0.1)

@@ -10,6 +10,15 @@ import sys
 import pytest
 from django.conf import settings
 
+OUTAGE = [
+    "mailgun   goes down: its API answers 503",
+    "mailgun   rests after 3 failures in a row",
+    "mailgun   is repaired",
+    "mailgun   is back",
+    "mailgun was down for",
+]
+DRAIN = ["operator  drains postmark: no new mail from here", "postmark got "]
+"""What a spectator is told, in this order."""
 TAMPERED = """
 from manage import main
 from project.demo.receiver import Copy, Receiver
@@ -46,7 +55,7 @@ def run(tmp_path):
 
 
 def test_the_demo_ends_with_the_receiving_side_and_the_ledger_in_agreement(run, tmp_path):
-    """P09, S07, C21: the newsletter arrives in spite of everything, and a password reset goes before it."""
+    """P09, P12, S07, C21: the newsletter arrives in spite of everything, and a password reset goes before it."""
     done = run("manage.py", "demo", "--recipients", "200")
 
     assert (done.stderr, done.returncode) == ("", 0)
@@ -60,6 +69,10 @@ def test_the_demo_ends_with_the_receiving_side_and_the_ledger_in_agreement(run, 
     assert "presses “Queue for 200 recipients”" in done.stdout
     assert "The password reset arrived " in done.stdout
     assert (tmp_path / "db.sqlite3").exists()
+    for events in (OUTAGE, DRAIN):
+        found = [done.stdout.find(words) for words in events]
+        assert -1 not in found, done.stdout
+        assert found == sorted(found), done.stdout
 
 
 def test_the_demo_notices_what_the_receiving_side_lost_doubled_or_made_up(run):
@@ -72,6 +85,8 @@ def test_the_demo_notices_what_the_receiving_side_lost_doubled_or_made_up(run):
     assert "eve@example.org" in outcome["unexpected"][0]
     assert outcome["unaccounted"] == 0
     assert outcome["overtaking"]["overtaken"] > 0
+    assert outcome["providers"]["mailgun"]["unavailable"] > 0
+    assert outcome["drain"]["owed"] <= 3
     assert outcome["trace"] == [
         "lambda sent 1",
         "lambda failed 2 -> delta sent 2",

@@ -19,14 +19,15 @@ class Command(BaseCommand):
     """`manage.py demo`: needs no set-up, and exits with 1 unless the receiving side and the ledger agree."""
 
     help = (
-        "Show the whole story on a throw-away database in var/demo: an editor's newsletter, two providers that fail, "
-        "a password reset in the midst of it, and a reckoning of what arrived against the ledger."
+        "Show the whole story on a throw-away database in var/demo: an editor's newsletter, three providers of which "
+        "one goes down and one is drained, a password reset in the midst of it, and a reckoning of what arrived "
+        "against the ledger."
     )
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--recipients", type=_recipients, default=5_000, metavar="N", help="size of the audience; default: 5000"
+            "--recipients", type=_recipients, default=3_000, metavar="N", help="size of the audience; default: 3000"
         )
         parser.add_argument(
             "--seed", type=int, default=1, metavar="N", help="of names and of bad addresses; default: 1"
