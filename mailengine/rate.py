@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -106,6 +107,13 @@ def after_slowing(slowed_to: int, *, since: datetime, now: datetime) -> tuple[Li
         return ()
     # By doubling: where too little was known and it was slowed down far below its limit, a sum would take an hour.
     return (per(math.floor(slowed_to * 2 ** (max(seconds, 0) / RECOVERY_SECONDS)), "s"),)
+
+
+def busiest_second(instants: Iterable[datetime]) -> int:
+    """How many of them lie within one second, at most."""
+    ordered = sorted(instants)
+    ends = (bisect_left(ordered, first + timedelta(seconds=1)) for first in ordered)
+    return max((end - number for number, end in enumerate(ends)), default=0)
 
 
 def left(limits: Iterable[Limit], usage: Usage, *, now: datetime, share: float = 1.0) -> int | None:

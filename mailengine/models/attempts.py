@@ -152,13 +152,13 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
                 self.end(message_id, attempt.number, Outcome(Kind.UNCERTAIN, code=outcome.code, detail=detail))
         return proven.provider
 
-    def count_taken(self, provider: str, *, since: datetime, but: Collection[UUID]) -> int:
-        """How many handovers began after `since` that this provider has accepted, or is about to, as far as is known.
+    def taken_since(self, instant: datetime, *, provider: str, but: Collection[UUID]) -> list[datetime]:
+        """When each handover began that this provider has accepted since then, or is about to, as far as is known.
 
         `but` those of these messages, which are known to have come to nothing.
         """
-        begun = self.filter(provider=provider, begun_at__gt=since, outcome__in=[Kind.ACCEPTED, ""])
-        return begun.exclude(message__in=but).count()
+        begun = self.filter(provider=provider, begun_at__gt=instant, outcome__in=[Kind.ACCEPTED, ""])
+        return list(begun.exclude(message__in=but).order_by().values_list("begun_at", flat=True))
 
     def open(self) -> AttemptQuerySet:
         return self.filter(ended_at=None)

@@ -23,7 +23,7 @@ from ..rate import Limit, free_at, left, taken
 from . import promotion
 from .alerts import Alert, about_provider
 from .pace import Pace
-from .rounds import Effect, Result, effect_of
+from .rounds import OF_LATE_SECONDS, Effect, Result, effect_of
 
 REFRESH_SECONDS = 1.0
 """How old the picture may be: other processes and hosts change the circuits too."""
@@ -318,14 +318,16 @@ class Health:
         return _judgement(results, effects)
 
     def _effect(self, result: Result, state: ProviderState, *, now: datetime, throttled: Collection[UUID]) -> Effect:
-        count = partial(Attempt.objects.count_taken, result.alias, since=now - timedelta(seconds=1), but=throttled)
+        of_late = partial(
+            Attempt.objects.taken_since, now - timedelta(seconds=OF_LATE_SECONDS), provider=result.alias, but=throttled
+        )
         return effect_of(
             result,
             state,
             now=now,
             policy=self.policy,
             takes_over=self._takes_over(result),
-            count_last_second=count,
+            taken_of_late=of_late,
         )
 
     def _takes_over(self, result: Result) -> bool:

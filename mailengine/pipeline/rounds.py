@@ -10,7 +10,11 @@ from uuid import UUID
 from ..circuit import Circuit, Policy, after_bad, after_good, after_throttle, return_probe
 from ..models import ProviderState
 from ..outcomes import Kind, Outcome
+from ..rate import busiest_second
 from . import promotion
+
+OF_LATE_SECONDS = 5.0
+"""In which a provider that asks us to slow down has shown what it takes: a single second may have been a quiet one."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,12 @@ def effect_of(
     now: datetime,
     policy: Policy,
     takes_over: bool = False,
-    count_last_second: Callable[[], int] = lambda: 0,
+    taken_of_late: Callable[[], Collection[datetime]] = tuple,
 ) -> Effect:
     """What this result does, its provider's row being `state`.
 
-    `takes_over`: its stream sticks to the provider that worked last, and that was another one. `count_last_second`
-    says how many handovers it has taken in the second before `now`; it is asked only where that matters.
+    `takes_over`: its stream sticks to the provider that worked last, and that was another one. `taken_of_late`
+    says when the handovers began that it has taken in the last `OF_LATE_SECONDS`; it is asked only where that matters.
     """
     outcome, problem = result.outcome, str(result.outcome)
     streak = promotion.after(
@@ -82,7 +86,7 @@ def effect_of(
     if outcome.is_bad_round or outcome.kind is Kind.THROTTLED:
         fields |= {"last_error": f"{outcome.kind}: {problem}", "last_error_at": now}
     if outcome.kind is Kind.THROTTLED:
-        fields |= _slowed(state, result, now=now, count_last_second=count_last_second)
+        fields |= _slowed(state, result, now=now, taken_of_late=taken_of_late)
     if not circuit.misconfigured:
         fields |= {"alerted_at": None, "alerting_until": None}
     needs_a_person = circuit.misconfigured and outcome.is_bad_round
@@ -101,13 +105,13 @@ def _after(circuit: Circuit, outcome: Outcome, result: Result, *, now: datetime,
 
 
 def _slowed(
-    state: ProviderState, result: Result, *, now: datetime, count_last_second: Callable[[], int]
+    state: ProviderState, result: Result, *, now: datetime, taken_of_late: Callable[[], Collection[datetime]]
 ) -> dict[str, object]:
     """Half of what a provider was given when it asked us to slow down; once for all that was under way by then."""
     if state.slowed_at is not None and result.begun_at <= state.slowed_at:
         return {}
     rates = [limit.most for limit in state.slowing(now=now)]
-    if taken := count_last_second():
+    if taken := busiest_second(taken_of_late()):
         rates.append(taken)
     return {"slowed_to": max(min(rates) // 2, 1), "slowed_at": now} if rates else {}
 

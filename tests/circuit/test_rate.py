@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailengine.rate import FORGOTTEN_SECONDS, Limit, after_slowing, free_at, left, limits_of, of_the_day, taken
+from mailengine.rate import (
+    FORGOTTEN_SECONDS,
+    Limit,
+    after_slowing,
+    busiest_second,
+    free_at,
+    left,
+    limits_of,
+    of_the_day,
+    taken,
+)
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=timezone.utc)
 TEN_A_SECOND = limits_of("10/s")
@@ -153,6 +163,14 @@ class TestSlowing:
 
     def test_it_is_forgotten_after_an_hour(self):
         assert after_slowing(10, since=NOON, now=at(FORGOTTEN_SECONDS + 1)) == ()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most"),
+    [((), 0), ((5,), 1), ((0, 1, 2), 1), ((0.5, 0, 0.999, 1.2, 1.3, 3), 4), ((0, 0, 0, 2, 2), 3)],
+)
+def test_the_busiest_second_is_the_one_with_most(seconds, most):
+    assert busiest_second(at(instant) for instant in seconds) == most
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_a_provider_that_asks_us_to_slow_down_gets_half_of_what_it_got(slowed_to
     slowed_at = None if seconds_ago is None else NOON - timedelta(seconds=seconds_ago)
 
     found = effect(
-        SLOWER, {**CLOSED, "slowed_to": slowed_to, "slowed_at": slowed_at}, count_last_second=lambda: accepted
+        SLOWER, {**CLOSED, "slowed_to": slowed_to, "slowed_at": slowed_at}, taken_of_late=lambda: [NOON] * accepted
     )
 
     rate = found.changes.get("slowed_to", slowed_to)
@@ -125,4 +125,4 @@ def test_a_provider_that_asks_us_to_slow_down_gets_half_of_what_it_got(slowed_to
 def test_what_was_under_way_when_it_asked_to_slow_down_slows_it_down_no_further():
     row = {**CLOSED, "slowed_to": 10, "slowed_at": NOON}
 
-    assert not {"slowed_to", "slowed_at"} & set(effect(SLOWER, row, count_last_second=lambda: 8).changes)
+    assert not {"slowed_to", "slowed_at"} & set(effect(SLOWER, row, taken_of_late=lambda: [NOON] * 8).changes)

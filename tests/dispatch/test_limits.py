@@ -251,6 +251,17 @@ class TestSlowing:
 
         assert ProviderState.objects.get(alias="a").slowed_to == 4
 
+    def test_a_pause_before_it_asked_shows_nothing_of_what_it_takes(self, limited):
+        limited(a=({"script": ["throttled"]}, {}))
+        now = read_now(connection.alias)
+        for message in queue_many(8, send_at=now + timedelta(days=1)):
+            message.attempts.create(number=1, provider="a", begun_at=now - timedelta(seconds=2), outcome="accepted")
+        queue()
+
+        dispatch_slice()
+
+        assert ProviderState.objects.get(alias="a").slowed_to == 4
+
     def test_one_that_throttles_the_first_mail_of_all_is_only_left_alone(self, limited):
         limited(a=({"script": ["throttled"]}, {}))
         message = queue()
