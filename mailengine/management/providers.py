@@ -29,7 +29,7 @@ def _more(report: ProviderReport) -> Iterator[str]:
         yield "; ".join(map(str, report.limits))
     traffic = report.traffic
     if traffic.total:
-        share = f" ({report.share:.0%} of all mail)" if report.share else ""
+        share = f" ({report.percent} % of all mail)" if report.share else ""
         given = f"{traffic.sent_today:,} sent today, {traffic.accepted:,} in 24 hours{share}"
         others = {"refused": traffic.refused, "failed": traffic.failed}
         yield ", ".join([given, *(f"{number:,} {name}" for name, number in others.items() if number)])

@@ -131,6 +131,12 @@ class ProviderReport:
         told = self.told(self.in_utc)
         return f"{told}; {self.trouble.kind}: {self.trouble.said}" if self.trouble else told
 
+    @property
+    def percent(self) -> str:
+        """Its share, for people."""
+        share = 100 * (self.share or 0)
+        return "<1" if 0 < share < 0.5 else f"{share:.0f}"
+
     def told(self, clock: Clock) -> str:
         """What there is to say beside the state: since when, until when, how much is left."""
         uncertain = self._in_words(self.uncertain)
@@ -246,6 +252,11 @@ def addable(states: Collection[str] = ()) -> list[str]:
     return [alias for alias in mailer_aliases() if alias not in known and not is_queue(alias) and has_network(alias)]
 
 
+def as_written(limit: Limit) -> str:
+    """As a RATE is: 50000/day."""
+    return f"{limit.most}/{limit.name}"
+
+
 def _report(
     alias: str, state: ProviderState | None, policy: ProviderPolicy | None, *, settings: Settings, facts: dict[str, Any]
 ) -> ProviderReport:
@@ -256,7 +267,7 @@ def _report(
     if policy is None:
         gone = RETIRED if state.switches.mode is Mode.RETIRED and facts["is_named"] | state.is_added else NOT_CONFIGURED
         return ProviderReport(alias, gone, is_usable=False, **facts)
-    facts |= {"weight": policy.weight, "rate": ", ".join(map(_as_written, policy.rate))}
+    facts |= {"weight": policy.weight, "rate": ", ".join(map(as_written, policy.rate))}
     facts["limits"] = list(_limits(state, policy, now=facts["now"]))
     if policy.mode is not Mode.ENABLED:
         return ProviderReport(alias, str(policy.mode), is_usable=False, **facts)
@@ -306,11 +317,6 @@ def _limits(state: ProviderState, policy: ProviderPolicy, *, now: datetime) -> I
             yield LimitUse(used.name, used.most, used.used, warm_up_day=day, warm_up_days=len(policy.warm_up))
         else:
             yield used
-
-
-def _as_written(limit: Limit) -> str:
-    """As a RATE is: 50000/day."""
-    return f"{limit.most}/{limit.name}"
 
 
 def _living_first(reports: Mapping[str, ProviderReport]) -> dict[str, ProviderReport]:

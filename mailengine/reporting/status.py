@@ -211,7 +211,9 @@ def _of_mail(
             continue
         wait = wait_of(stream.stream, seen, is_bulk=is_bulk, begun=begun)
         if wait is not None and wait.reason is Reason.LIMITED:
-            yield _waits_for_limit(f"{stream.stream}: {'bulk ' if is_bulk else ''}{what}", seconds, wait)
+            has_two_kinds = None not in oldest.values()
+            whose = f"{what} of priority BULK" if is_bulk and has_two_kinds else what
+            yield _waits_for_limit(f"{stream.stream}: {whose}", seconds, wait)
         elif wait is None or wait.reason is Reason.BROKEN:
             mend = "and none of its providers can be used" if wait else f"does {command} run?"
             unexplained[mend] = max(seconds, unexplained.get(mend, 0))

@@ -196,7 +196,7 @@ def test_below_a_provider_stands_what_else_there_is_to_say(configure, said):
     assert two == "provider two  in use"
     assert switches.strip() == "set here: weight 2"
     assert limits.strip() == "2 of 90 in 24 hours"
-    assert sent.strip() == "2 sent today, 2 in 24 hours (100% of all mail)"
+    assert sent.strip() == "2 sent today, 2 in 24 hours (100 % of all mail)"
 
 
 def test_all_that_the_page_shows_is_in_the_json(configure, said_as_json):

@@ -37,7 +37,7 @@ class TestForALimit:
         ((level, text),) = findings()
 
         assert level == GOOD
-        assert text.startswith("bulk: bulk mail waits for the limit of ses until ")
+        assert text.startswith("bulk: mail waits for the limit of ses until ")
         assert text.endswith(" UTC")
 
     def test_however_long_ago_it_was_due(self, providers, row, clock):
