@@ -21,7 +21,7 @@ logger = logging.getLogger("mailengine.alerts")
 class Alert:
     """What the admins are to be told, and by which aliases of MAILERS the mail may go, best first.
 
-    The first line of `text` is logged, too; see `Health.roads()` for `roads`.
+    The first line of `text` is logged, too; see `Incidents.roads()` for `roads`.
     """
 
     subject: str

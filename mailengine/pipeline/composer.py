@@ -189,7 +189,7 @@ class Composer:
 
     def _later(self, message: Message, reason: str) -> Verdict:
         """Not now, by no fault of the message or of a provider: again in one probe interval."""
-        now = self.health.now
+        now = self.health.picture.now
         settings = self.health.settings
         until = now + timedelta(seconds=max(settings.probe_interval_seconds, 1))
         return back(message, reason, now=now, settings=settings, until=until)
@@ -249,7 +249,7 @@ class Composer:
             f"That was so for {ALIKE_FAILURES} of them in a row, and none was ever sent. They wait. Mend the cause and "
             "resume the job, or cancel it.\n"
         )
-        self.health.alerts.append(Alert(f"mail job {job_id} is paused", text, self.health.roads()))
+        self.health.incidents.alerts.append(Alert(f"mail job {job_id} is paused", text, self.health.incidents.roads()))
 
 
 def _storage_has_files() -> bool:

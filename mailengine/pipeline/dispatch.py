@@ -33,9 +33,10 @@ from .alerts import send_alert
 from .claims import Claims
 from .compose import ComposedEmail
 from .composer import Composer
-from .health import LONGEST_MOMENT_SECONDS, Health
+from .health import Health
 from .items import Call, Claim, Item
 from .ledger import Ledger
+from .limits import LONGEST_MOMENT_SECONDS
 from .outage import may_try_again, one_line_of, waits
 from .report import Report
 from .senders import Team
@@ -239,8 +240,8 @@ class Dispatcher:
         self._raise_alarms()
 
     def _raise_alarms(self) -> None:
-        self.alarms += [send_alert(alert) for alert in self.health.alerts]
-        self.health.alerts.clear()
+        self.alarms += [send_alert(alert) for alert in self.health.incidents.alerts]
+        self.health.incidents.alerts.clear()
 
     def _hand_over(self, call: Call, *, begun_at: float) -> None:
         """Give it to a sender, unless the commit took so long that a lease could end before the handover does."""
@@ -290,7 +291,7 @@ class Dispatcher:
             return WAIT_SECONDS if self.in_flight and self._must_stop() else 0
         if not self.in_flight and not self.stock and not self.is_dry:
             return 0
-        return LIMIT_SECONDS if self.stock and self.health.limits_bind() else WAIT_SECONDS
+        return LIMIT_SECONDS if self.stock and self.health.limits.bind() else WAIT_SECONDS
 
     @contextmanager
     def _orderly_end(self) -> Iterator[None]:
@@ -456,7 +457,7 @@ class Dispatcher:
             self.ended += [(item, NEVER_SENT) for item in begun]
         else:
             self.report.outcomes, self.report.sent_by = turn.before.outcomes, turn.before.sent_by
-            self.health.alerts.clear()
+            self.health.incidents.alerts.clear()
         self.turn = None
 
     def _start_afresh(self) -> None:

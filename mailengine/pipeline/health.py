@@ -1,34 +1,28 @@
-"""The health of the providers as one run sees it: read often, written when a result changes it."""
+"""Which provider a message may go to, and what its handovers change in the health of providers."""
 
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from uuid import UUID
 
-from ..circuit import Circuit, ProbeState, probe_is_due, start_probe
-from ..clock import db_now, seconds_since, stopped_at
-from ..compat import mailer_aliases
-from ..conf import Mode, Settings, get_settings
+from ..circuit import ProbeState, probe_is_due, start_probe
+from ..clock import db_now, stopped_at
+from ..conf import Mode, Settings
 from ..hooks import prober
 from ..models import Attempt, Message, Priority, ProviderState
 from ..models.messages import Status
 from ..outcomes import Kind, Outcome
 from ..providers.choose import Candidate, Choice, Shares, choose, in_preference
-from ..rate import Limit, free_at, left, taken
 from . import promotion
-from .alerts import Alert, about_provider
+from .incidents import Incidents
+from .limits import Limits, is_bulk
 from .pace import Pace
+from .picture import Picture
 from .rounds import OF_LATE_SECONDS, Effect, Result, effect_of
-
-REFRESH_SECONDS = 1.0
-"""How old the picture may be: other processes and hosts change the circuits too."""
-LONGEST_MOMENT_SECONDS = 5.0
-"""A provider that wants to be left alone for no longer than this is waited for; later it is the next run's."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +35,14 @@ class Judgement:
 
 
 class Health:
-    """The circuits and limits of all providers, and which of them a message may go to."""
+    """All providers as one run sees them: their circuits, their limits, and what an operator has switched."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        """As the operator's switches leave them, so that this run follows them."""
+        self.picture = Picture(settings)
+        self.limits = Limits(self.picture)
+        self.incidents = Incidents(self.picture)
         self.policy = settings.circuit_policy
-        self.alerts: list[Alert] = []
-        """What the admins are to be told once the transaction has committed."""
-        self._written_settings = settings
         self._should_probe = prober(settings)
-        self._states: dict[str, ProviderState] = {}
-        self._read_at = float("-inf")
         self._pace = Pace(settings)
         self._others_wait: dict[tuple[str, bool], bool] = {}
         """What it has said, for one turn of the loop."""
@@ -61,35 +51,19 @@ class Health:
         self._shares = Shares()
         self._leads: dict[tuple[str, ...], str] = {}
         """By the providers of a stream: the one that this run has drawn to go first."""
-        self._to_tell: dict[str, tuple[Alert, datetime]] = {}
-        """By provider: the alert that is this process's to tell, and until when it is."""
-        self._counted: set[str] = set()
-        """Providers whose usage has grown since it was last written."""
-
-    # The picture
-
-    def refresh(self, *, at_once: bool = False) -> None:
-        """Read the circuits and switches anew when the picture is old."""
-        self._others_wait.clear()
-        self._candidates.clear()
-        if at_once or time.monotonic() - self._read_at >= REFRESH_SECONDS:
-            self._states = ProviderState.objects.everything(self._written_settings.providers)
-            self._read_at = time.monotonic()
-            switches = {alias: state.switches for alias, state in self._states.items()}
-            self.settings = self._written_settings.under(switches, known=mailer_aliases())
-            self._counted.clear()
-            self._enter_alerts()
 
     @property
-    def now(self) -> datetime:
-        """This instant by the database's clock, as it has gone on since the last look at it."""
-        first: ProviderState | None = next(iter(self._states.values()), None)
-        if first is None:
-            raise LookupError("no provider")
-        return first.now + timedelta(seconds=seconds_since(self._read_at))
+    def settings(self) -> Settings:
+        """As the operator's switches leave them."""
+        return self.picture.settings
 
-    def circuit(self, alias: str) -> Circuit:
-        return self._states[alias].circuit
+    def refresh(self, *, at_once: bool = False) -> None:
+        """Read the rows anew when the picture is old. To be called outside of what counts for limits."""
+        self._others_wait.clear()
+        self._candidates.clear()
+        if self.picture.refresh(at_once=at_once):
+            self.limits.forget()
+            self.incidents.enter()
 
     # What may go, and where
 
@@ -166,7 +140,7 @@ class Health:
     def room(self, alias: str) -> int:
         """How many handovers may be under way at this provider, in this process, as things are."""
         most = self._pace.room(alias, most=self.settings.provider(alias).connections)
-        return min(most, promotion.room(self._states[alias].refusals) or most)
+        return min(most, promotion.room(self.picture.states[alias].refusals) or most)
 
     def most_together(self, alias: str) -> int:
         """How many messages one call may carry, by its BATCH; one, until the provider has shown that it works."""
@@ -179,8 +153,8 @@ class Health:
         """
         if stopped_at() is not None:
             return []
-        ends = [self.circuit(alias).throttled_until for alias in self.settings.providers]
-        return [(end - self.now).total_seconds() for end in ends if end is not None]
+        ends = [self.picture.circuit(alias).throttled_until for alias in self.settings.providers]
+        return [(end - self.picture.now).total_seconds() for end in ends if end is not None]
 
     @property
     def pause_seconds(self) -> float:
@@ -194,7 +168,7 @@ class Health:
     def _candidates_for(self, message: Message) -> list[Candidate]:
         """The providers that may take this message, best first."""
         theirs = message.provider if message.uncertain_count else ""
-        candidates = self._in_preference(message.stream, is_bulk=_is_bulk(message))
+        candidates = self._in_preference(message.stream, is_bulk=is_bulk(message))
         return [candidate for candidate in candidates if candidate.takes_new_mail or candidate.alias == theirs]
 
     def _in_preference(self, stream: str, *, is_bulk: bool = False) -> list[Candidate]:
@@ -211,18 +185,16 @@ class Health:
         return list(self._candidates[stream, is_bulk])
 
     def _candidate(self, alias: str, *, is_bulk: bool) -> Candidate:
-        state, policy, now = self._states[alias], self.settings.provider(alias), self.now
+        state, policy = self.picture.states[alias], self.settings.provider(alias)
         in_use = policy.mode in {Mode.ENABLED, Mode.DRAINING}
-        moment = (
-            LONGEST_MOMENT_SECONDS if stopped_at() is None else 0
-        )  # while a test has stopped the clock, none passes
-        is_limited = in_use and self._free_in_seconds(alias, is_bulk=is_bulk) > moment
+        is_limited = in_use and self.limits.are_used_up(alias, is_bulk=is_bulk)
+        is_usable = in_use and state.circuit.is_usable(now=self.picture.now)
         return Candidate(
             alias,
-            is_usable=in_use and not is_limited and state.circuit.is_usable(now=now),
-            probe_is_due=in_use and not is_limited and self._probe_is_due(state, now=now),
+            is_usable=is_usable and not is_limited,
+            probe_is_due=in_use and not is_limited and self._probe_is_due(alias),
             takes_new_mail=policy.mode is Mode.ENABLED,
-            is_limited=is_limited and state.circuit.is_usable(now=now),
+            is_limited=is_usable and is_limited,
             took_over_at=state.took_over_at,
             weight=policy.weight,
         )
@@ -231,72 +203,33 @@ class Health:
         is_draining = self.settings.provider(alias).mode is Mode.DRAINING
         return is_draining and self._candidate(alias, is_bulk=False).is_usable
 
-    def _probe_is_due(self, state: ProviderState, *, now: datetime) -> bool:
-        elsewhere = partial(_count_elsewhere, state)
-        return probe_is_due(
-            ProbeState(state.alias, state.circuit, self.policy, now, elsewhere), decide=self._should_probe
-        )
+    def _probe_is_due(self, alias: str) -> bool:
+        state = self.picture.states[alias]
+        seen = ProbeState(alias, state.circuit, self.policy, self.picture.now, partial(_count_elsewhere, state))
+        return probe_is_due(seen, decide=self._should_probe)
 
-    # Limits
+    # What changes
 
     def lock_limits(self) -> None:
-        """Where any provider has limits, lock the rows and see what is left, until the transaction commits."""
-        if any(self._limits(alias) for alias in self.settings.providers):
-            self._show(self._lock())
-
-    def limits_bind(self) -> bool:
-        """Whether at least one provider may be given nothing at this very moment, or no bulk mail."""
-        return any(self._left(alias, is_bulk=True) == 0 for alias in self.settings.providers)
+        """Where any provider has limits, see what they leave, until the transaction commits."""
+        if self.limits.exist():
+            self._lock()
 
     def note_begun(self, message: Message, alias: str) -> None:
         """A handover of it to this provider begins: it counts for its share, and for its limits."""
         if self.is_shared(message.stream):
-            self._shares.note(alias, self._in_preference(message.stream, is_bulk=_is_bulk(message)))
-        if limits := self._limits(alias):
-            state = self._states[alias]
-            state.usage = taken(limits, state.usage, now=self.now)
-            self._counted.add(alias)
-
-    def enter_usage(self) -> None:
-        """Write what `note_begun()` has counted."""
-        for alias in sorted(self._counted):
-            state = self._states[alias]
-            if self.settings.provider(alias).warm_up and state.warming_since is None:
-                state.warming_since = self.now
-            state.enter_usage()
-        self._counted.clear()
-
-    def may_begin(self, alias: str, message: Message, *, planned: int = 0) -> bool:
-        """Whether this provider's limits allow this message at this very moment, besides so many that are planned."""
-        count = self._left(alias, is_bulk=_is_bulk(message))
-        return count is None or planned < count
-
-    def _limits(self, alias: str) -> tuple[Limit, ...]:
-        return self._states[alias].limits(self.settings.provider(alias), now=self.now)
-
-    def _left(self, alias: str, *, is_bulk: bool) -> int | None:
-        share = self._share(alias, is_bulk=is_bulk)
-        return left(self._limits(alias), self._states[alias].usage, now=self.now, share=share)
-
-    def _free_in_seconds(self, alias: str, *, is_bulk: bool) -> float:
-        share, now = self._share(alias, is_bulk=is_bulk), self.now
-        at = free_at(self._limits(alias), self._states[alias].usage, now=now, share=share)
-        return (at - now).total_seconds()
-
-    def _share(self, alias: str, *, is_bulk: bool) -> float:
-        """The part of its limits that this mail may use."""
-        return 1 - self.settings.provider(alias).reserve if is_bulk else 1.0
-
-    # What changes
+            self._shares.note(alias, self._in_preference(message.stream, is_bulk=is_bulk(message)))
+        self.limits.count(alias)
 
     def start_probe(self, alias: str) -> bool:
         """Take the probe that is due; False when another process was quicker. In a transaction."""
-        locked = self._lock()
-        state = locked[alias]
-        if not self._probe_is_due(state, now=state.now):
+        self.limits.enter()  # it would be overlooked in the rows as they stand there
+        self._lock()
+        if not self._probe_is_due(alias):
             return False
-        state.write(state.changes(start_probe(state.circuit, now=state.now, policy=self.policy)))
-        self._show(locked)
+        state, now = self.picture.states[alias], self.picture.now
+        state.write(state.changes(start_probe(state.circuit, now=now, policy=self.policy)))
+        self._candidates.clear()
         return True
 
     def note(self, results: Iterable[Result]) -> Judgement:
@@ -308,22 +241,21 @@ class Health:
         self._others_wait.clear()
         for result in results:
             self._pace.note(result.alias, result.outcome)
-        now = self.now
         throttled = [result.message_id for result in results if result.outcome.kind is Kind.THROTTLED]
-        effects = [self._effect(result, self._states[result.alias], now=now, throttled=throttled) for result in results]
+        effects = [self._effect(result, throttled=throttled) for result in results]
         if any(effect.changes for effect in effects):
-            locked = self._lock()
-            effects = [self._enter(result, locked[result.alias], throttled=throttled) for result in results]
-            self._show(locked)
+            self._lock()
+            effects = [self._enter(result, throttled=throttled) for result in results]
         return _judgement(results, effects)
 
-    def _effect(self, result: Result, state: ProviderState, *, now: datetime, throttled: Collection[UUID]) -> Effect:
+    def _effect(self, result: Result, *, throttled: Collection[UUID]) -> Effect:
+        now = self.picture.now
         of_late = partial(
             Attempt.objects.taken_since, now - timedelta(seconds=OF_LATE_SECONDS), provider=result.alias, but=throttled
         )
         return effect_of(
             result,
-            state,
+            self.picture.states[result.alias],
             now=now,
             policy=self.policy,
             takes_over=self._takes_over(result),
@@ -336,63 +268,19 @@ class Health:
             return False
         return self._in_preference(result.stream)[0].alias != result.alias
 
-    def _enter(self, result: Result, state: ProviderState, *, throttled: Collection[UUID]) -> Effect:
+    def _enter(self, result: Result, *, throttled: Collection[UUID]) -> Effect:
         """Write in its locked row what this result changes."""
-        effect = self._effect(result, state, now=state.now, throttled=throttled)
+        effect = self._effect(result, throttled=throttled)
+        state = self.picture.states[result.alias]
         state.write(effect.changes)
+        self._candidates.clear()
         if effect.to_tell:
-            self._tell(state, effect.to_tell)
+            self.incidents.tell(state, effect.to_tell)
         return effect
 
-    def _lock(self) -> dict[str, ProviderState]:
-        """All rows, always: who needs a second one later in the same transaction holds it already, in order."""
-        return ProviderState.objects.locked(list(self._states))
-
-    def _show(self, locked: Mapping[str, ProviderState]) -> None:
-        """Make these rows part of the picture, which was taken at `_read_at`."""
-        for alias, state in locked.items():
-            state.now = self._states[alias].now
-            self._states[alias] = state
+    def _lock(self) -> None:
+        self.picture.lock()
         self._candidates.clear()
-
-    # Telling the admins
-
-    def roads(self, *, but: str = "") -> list[str]:
-        """By which aliases of MAILERS the admins can be told: the one for alerts, then the providers that work.
-
-        `but` is the one that doesn't. Providers that this run may not use will do.
-        """
-        switches = {alias: state.switches for alias, state in self._states.items()}
-        settings = get_settings().under(switches, known=mailer_aliases())
-        enabled = [alias for alias, policy in settings.providers.items() if policy.mode is Mode.ENABLED]
-        healthy = [a for a in enabled if a not in self._states or self.circuit(a).is_usable(now=self.now)]
-        first = [settings.alert_mailer] if settings.alert_mailer else []
-        return [alias for alias in dict.fromkeys([*first, *healthy]) if alias != but]
-
-    def _tell(self, state: ProviderState, problem: str) -> None:
-        """Let the admins be told after the commit, unless they were, or another process is at it."""
-        before = state.alerting_until
-        if state.alerted_at is not None or (before is not None and state.now < before):
-            return
-        roads = self.roads(but=state.alias)
-        until = state.now + timedelta(seconds=(len(roads) + 1) * self.settings.send_deadline_seconds)
-        state.write({"alerting_until": until})
-        alert = about_provider(state.alias, problem, roads=roads, is_repeated=before is not None)
-        alert.record = self._enter_alerts
-        self.alerts.append(alert)
-        self._to_tell[state.alias] = alert, until
-
-    def _enter_alerts(self) -> None:
-        """Write whether the admins were told, once that is known, and again until the row is found to say so."""
-        for alias, (alert, until) in list(self._to_tell.items()):
-            if alert.has_arrived is None:
-                continue
-            if not ProviderState.objects.told(alias, alerting_until=until, has_arrived=alert.has_arrived):
-                del self._to_tell[alias]
-
-
-def _is_bulk(message: Message) -> bool:
-    return message.priority >= Priority.BULK
 
 
 def _count_elsewhere(state: ProviderState) -> int:

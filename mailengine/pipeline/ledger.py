@@ -80,7 +80,7 @@ class Ledger:
                 item.message.provider = item.provider
                 self._set_key(item, series)
                 begun.add(item.message.pk)
-        self.health.enter_usage()
+        self.health.limits.enter()
         return self._enter([item for item in ours if item.message.pk in begun], calls, worker=worker)
 
     def _enter(self, items: Sequence[Item], planned: Sequence[Call], *, worker: Worker) -> list[Call]:
@@ -127,7 +127,7 @@ class Ledger:
     def _find_provider(self, item: Item) -> Verdict | None:
         """Set the item's provider, or say what becomes of it when none can take it now."""
         others = set(self.settings.providers) - {item.message.provider} if item.must_stay else set()
-        full = {alias for alias in self.settings.providers if not self.health.may_begin(alias, item.message)}
+        full = {alias for alias in self.settings.providers if not self.health.limits.allow(alias, item.message)}
         passed_over = item.tried | others | full
         choice = self.health.choose(item.message, tried=passed_over, first=item.reserved)
         while choice is not None and choice.is_probe and not self.health.start_probe(choice.alias):
@@ -167,7 +167,7 @@ class Ledger:
         if not ended:
             return []
         # As the rows were locked: by then all of these had ended, and what begins in this commit begins no earlier.
-        now = min((row.now for row in rows.values()), default=self.health.now)
+        now = min((row.now for row in rows.values()), default=self.health.picture.now)
         ended, put_back = self._judged(ended, now=now)
         Attempt.objects.end_many(((item.message.pk, item.number, outcome) for item, outcome in ended), now=now)
         elsewhere, sent = [], []
@@ -244,11 +244,11 @@ class Ledger:
             item.message,
             outcome,
             provider=item.provider,
-            now=self.health.now,
+            now=self.health.picture.now,
             settings=self.settings,
             another=not item.must_stay and self.health.another(item.message, tried=item.tried),
             others_left=not item.refused_by.issuperset(self.settings.aliases_for(item.message.stream)),
-            throttled_until=self.health.circuit(item.provider).throttled_until,
+            throttled_until=self.health.picture.circuit(item.provider).throttled_until,
             key_since=item.key_since,
             had_company=item.has_company,
         )
@@ -291,7 +291,7 @@ class Ledger:
 
         A probe that failed leaves the next one to another message: should it be its own doing, that shows it.
         """
-        now = self.health.now
+        now = self.health.picture.now
         interval = timedelta(seconds=max(self.settings.probe_interval_seconds, 1))
         until = None
         if item.is_probe and has_failed and self.health.others_wait(item.provider):

@@ -172,7 +172,7 @@ class Room:
             if joining and (alias != joining or choice.is_probe):
                 return False
             has_room = joining or self.busy.get(alias, 0) + self._calls[alias] < self.health.room(alias)
-            if has_room and self.health.may_begin(alias, item.message, planned=self._mails[alias]):
+            if has_room and self.health.limits.allow(alias, item.message, planned=self._mails[alias]):
                 self._mails[alias] += 1
                 self._calls[alias] += not joining
                 item.reserved, item.is_probe = alias, choice.is_probe

@@ -220,7 +220,7 @@ class TestAlert:
 
         health.note([result(WRONG_PASSWORD)] * 8)
 
-        assert len(health.alerts) == 1
+        assert len(health.incidents.alerts) == 1
 
     def test_of_two_processes_one_tells_it(self, siren, clock):
         siren({"relay": {}})
@@ -230,13 +230,13 @@ class TestAlert:
         first.note([result(WRONG_PASSWORD)])
 
         second.note([result(WRONG_PASSWORD)])
-        assert not second.alerts
+        assert not second.incidents.alerts
 
         # It was killed before anybody was told.
         clock.advance(minutes=5)
         second.refresh(at_once=True)
         second.note([result(WRONG_PASSWORD)])
-        assert len(second.alerts) == 1
+        assert len(second.incidents.alerts) == 1
 
     @pytest.mark.django_db(transaction=True)
     def test_two_real_processes_with_eight_connections_send_one_mail(self, configure, settings, server_without_login):
@@ -262,7 +262,7 @@ class TestAlert:
         health = Health(get_settings())
         health.refresh()
         health.note([result(WRONG_PASSWORD)])
-        alarm = send_alert(health.alerts.pop())
+        alarm = send_alert(health.incidents.alerts.pop())
         super(type(alarm), alarm).join()
         assert ProviderState.objects.get().alerted_at is None
 
@@ -276,7 +276,7 @@ class TestAlert:
         health.refresh()
         health.note([result(WRONG_PASSWORD)])
         with no_more_threads():
-            send_alert(health.alerts.pop()).join()
+            send_alert(health.incidents.alerts.pop()).join()
 
         assert told() == []
         assert ProviderState.objects.get().alerted_at is None
@@ -286,7 +286,7 @@ class TestAlert:
         health = Health(get_settings())
         health.refresh()
         health.note([result(WRONG_PASSWORD)])
-        alarm = send_alert(health.alerts.pop())
+        alarm = send_alert(health.incidents.alerts.pop())
         health.note([result(ACCEPTED)] * 2)
         assert not ProviderState.objects.get().is_open
         health.note([result(WRONG_PASSWORD)])
@@ -294,7 +294,7 @@ class TestAlert:
         alarm.join()
 
         assert ProviderState.objects.get().alerted_at is None
-        assert len(health.alerts) == 1
+        assert len(health.incidents.alerts) == 1
 
     def test_it_has_no_secret(self, siren, settings, server_without_login, caplog):
         siren({})
@@ -324,9 +324,9 @@ def test_a_commit_that_fails_tells_nothing_and_leaves_the_incident_open(siren):
     with transaction.atomic():
         health.note([result(WRONG_PASSWORD)])
         transaction.set_rollback(True)
-    health.alerts.clear()
+    health.incidents.alerts.clear()
     health.refresh(at_once=True)
 
     health.note([result(WRONG_PASSWORD)])
 
-    assert len(health.alerts) == 1
+    assert len(health.incidents.alerts) == 1

@@ -185,7 +185,7 @@ class TestAdded:
 def test_a_run_follows_the_switches_while_it_goes_on(configure, monkeypatch):
     """P12: one is added, one drained and removed in the midst of it, and no message fails."""
     configure({"a": {}, "b": {}, "c": {}}, PROVIDERS={"a": {}, "b": {}}, STRATEGY="weighted")
-    monkeypatch.setattr("mailengine.pipeline.health.REFRESH_SECONDS", 0)
+    monkeypatch.setattr("mailengine.pipeline.picture.REFRESH_SECONDS", 0)
     queue_job("News", "Read this.", "desk@example.org", [f"u{number:04d}@example.org" for number in range(1_000)])
 
     call_command("process_mail_jobs", verbosity=0)

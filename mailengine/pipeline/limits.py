@@ -1,0 +1,76 @@
+"""What the limits of providers leave to be given to them, counted in their rows by the commit that begins it."""
+
+from __future__ import annotations
+
+from ..clock import stopped_at
+from ..models import Message, Priority
+from ..rate import Limit, free_at, left, taken
+from .picture import Picture
+
+LONGEST_MOMENT_SECONDS = 5.0
+"""A provider that wants to be left alone for no longer than this is waited for; later it is the next run's."""
+
+
+class Limits:
+    """The limits of all providers in this picture."""
+
+    def __init__(self, picture: Picture) -> None:
+        self.picture = picture
+        self._counted: set[str] = set()
+        """Providers whose usage has grown since it was last written."""
+
+    def exist(self) -> bool:
+        """Whether any provider has one now."""
+        return any(self._of(alias) for alias in self.picture.settings.providers)
+
+    def bind(self) -> bool:
+        """Whether at least one provider may be given nothing at this very moment, or no bulk mail."""
+        return any(self._left(alias, is_bulk=True) == 0 for alias in self.picture.settings.providers)
+
+    def allow(self, alias: str, message: Message, *, planned: int = 0) -> bool:
+        """Whether this message may begin there at this very moment, besides so many that are planned."""
+        count = self._left(alias, is_bulk=is_bulk(message))
+        return count is None or planned < count
+
+    def are_used_up(self, alias: str, *, is_bulk: bool) -> bool:
+        """Whether it takes more than a moment until this provider may be given something; `is_bulk`: bulk mail."""
+        moment = LONGEST_MOMENT_SECONDS if stopped_at() is None else 0.0  # none passes while a test stops the clock
+        now, usage = self.picture.now, self.picture.states[alias].usage
+        free = free_at(self._of(alias), usage, now=now, share=self._share(alias, is_bulk=is_bulk))
+        return (free - now).total_seconds() > moment
+
+    def count(self, alias: str) -> None:
+        """A handover to this provider begins."""
+        if limits := self._of(alias):
+            state = self.picture.states[alias]
+            state.usage = taken(limits, state.usage, now=self.picture.now)
+            self._counted.add(alias)
+
+    def enter(self) -> None:
+        """Write what was counted, in the transaction that has locked the rows."""
+        for alias in sorted(self._counted):
+            state = self.picture.states[alias]
+            if self.picture.policy(alias).warm_up and state.warming_since is None:
+                state.warming_since = self.picture.now
+            state.enter_usage()
+        self._counted.clear()
+
+    def forget(self) -> None:
+        """What was counted was rolled back."""
+        self._counted.clear()
+
+    def _of(self, alias: str) -> tuple[Limit, ...]:
+        return self.picture.states[alias].limits(self.picture.policy(alias), now=self.picture.now)
+
+    def _left(self, alias: str, *, is_bulk: bool) -> int | None:
+        share = self._share(alias, is_bulk=is_bulk)
+        return left(self._of(alias), self.picture.states[alias].usage, now=self.picture.now, share=share)
+
+    def _share(self, alias: str, *, is_bulk: bool) -> float:
+        """The part of its limits that this mail may use."""
+        return 1 - self.picture.policy(alias).reserve if is_bulk else 1.0
+
+
+def is_bulk(message: Message) -> bool:
+    """Whether it leaves the reserve to other mail."""
+    return message.priority >= Priority.BULK
