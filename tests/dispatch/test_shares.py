@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from random import Random
 
 import pytest
 from django.db import connections
@@ -125,8 +126,9 @@ def test_two_runs_at_once_share_as_well(configure):
     assert accepted()["a"] == pytest.approx(200, abs=8)
 
 
-def test_each_run_draws_who_goes_first(configure):
+def test_each_run_draws_who_goes_first(configure, monkeypatch):
     """P15"""
+    monkeypatch.setattr("mailengine.pipeline.health.random", Random(15))  # or one run of a hundred is out of bounds
     configure({"a": {}, "b": {}, "c": {}}, STRATEGY="spread", CONNECTIONS=1)
     for number in range(100):
         queue(f"u{number}@example.org")
