@@ -51,6 +51,7 @@ from ..reporting.switches import (
     in_words,
 )
 from ..reporting.traffic import MAILS_FAULT
+from ..reporting.waits import switched_off
 from .base import BannerMixin, OperatedAdmin, link_to
 from .drawing import drawing
 from .figures import grouped
@@ -95,9 +96,12 @@ class Overview(ChangeList):
     """The list, with what is reported of each row as its `report`: the same few queries however many there are."""
 
     seen: Picture
+    uncarried: list[str]
+    """Streams that no provider may be given new mail of."""
 
     def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> QuerySet[Any]:
         self.seen = _picture()
+        self.uncarried = switched_off(self.seen) if self.seen.reports else []
         rows = super().get_queryset(request, *args, **kwargs)
         places = [When(pk=alias, then=Value(place)) for place, alias in enumerate(self.seen.reports)]
         rows = rows.filter(pk__in=list(self.seen.reports))

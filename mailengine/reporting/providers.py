@@ -148,6 +148,8 @@ class ProviderReport:
                 return gettext("until %(until)s") % {"until": clock(self.until) if self.until else "?"}
             case "limited":
                 return gettext("until %(until)s") % {"until": clock(self.until) if self.until else "?"}
+            case "slowed":
+                return "; ".join([*self._of_slowing(clock), *self._of_use(clock)])
             case "draining" if self.uncertain:
                 return gettext("no new mail; %(uncertain)s left that no other may carry") % {"uncertain": uncertain}
             case "draining":
@@ -203,6 +205,12 @@ class ProviderReport:
             yield gettext("bulk mail waits for its limit until %(until)s") % {"until": clock(self.bulk_until)}
         if self.bad_rounds:
             yield gettext("%(count)s bad in a row") % {"count": self.bad_rounds}
+
+    def _of_slowing(self, clock: Clock) -> Iterator[str]:
+        for limit in self.limits:
+            if limit.slowed_since is not None:
+                words = {"most": number_format(limit.most, force_grouping=True), "since": clock(limit.slowed_since)}
+                yield gettext("to %(most)s/s, and more as time goes on; it asked us to at %(since)s") % words
 
     def _next_try(self, clock: Clock) -> str:
         is_due = self.next_try_at is None or self.next_try_at <= self.now

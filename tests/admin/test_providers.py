@@ -140,6 +140,18 @@ class TestOverview:
         assert "It refuses our user name, password or key. Compare MAILERS['ses'] with the account" in text
         assert "It said: “535 5.7.8 Authentication failed”" in text
 
+    def test_a_stream_that_nobody_carries_is_told_above(self, admin_client, configure):
+        streams = {"bulk": {"PROVIDERS": ["relay"]}}
+        configure({"ses": {}, "relay": {}}, STREAMS=streams)
+        text = "No provider may be given new mail of the stream “bulk”: it waits until one of its providers is enabled."
+        assert text not in overview(admin_client)
+
+        ProviderState.objects.filter(alias="relay").update(mode="draining")
+
+        page = overview(admin_client)
+        assert text in page
+        assert "of the stream “transactional”" not in page
+
     def test_it_shows_what_was_used_and_sent(self, admin_client, hand_over):
         usage = taken([per(50_000, "day")], {}, now=read_now("default"), count=41_200)
         ProviderState.objects.create(alias="ses", usage=usage, weight=3)

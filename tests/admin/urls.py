@@ -1,11 +1,14 @@
-"""A hostile mail as the admin serves it, and a page that must never be asked for."""
+"""Pages for a real browser: a hostile mail as the admin serves it, what must never be asked for, and the overview."""
 
 from __future__ import annotations
 
+from django.contrib import admin
+from django.contrib.auth.models import User
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
 from mailengine.admin.preview import preview_response
+from mailengine.models import ProviderState
 
 HOSTILE = """
 <html><head><base href="/loaded/base/"><meta http-equiv="refresh" content="0; url=/loaded/refresh">
@@ -29,4 +32,20 @@ def load(request: HttpRequest, what: str) -> HttpResponse:
     return HttpResponse("OWNED")
 
 
-urlpatterns = [path("preview/", preview), path("loaded/<path:what>", load)]
+def overview(request: HttpRequest, alias: str = "") -> HttpResponse:
+    """The pages of the providers as a superuser sees them, under a policy that lets nothing in but what is served."""
+    request.user = User.objects.get(is_superuser=True)
+    pages = admin.site._registry[ProviderState]
+    response = pages.change_view(request, alias) if alias else pages.changelist_view(request)
+    response.render()
+    response["Content-Security-Policy"] = "default-src 'self'"
+    return response
+
+
+urlpatterns = [
+    path("preview/", preview),
+    path("loaded/<path:what>", load),
+    path("overview/", overview),
+    path("overview/<alias>/", overview),
+    path("admin/", admin.site.urls),
+]

@@ -93,6 +93,7 @@ class TestState:
         assert (report.state, report.is_usable) == ("slowed", True)
         assert [(limit.name, limit.most) for limit in report.limits] == [("s", 8)]
         assert str(report.limits[0]) == "0 of 8 in this second, since it asked us to slow down"
+        assert report.detail.startswith("to 8/s, and more as time goes on; it asked us to at ")
 
     @pytest.mark.parametrize("mode", ["draining", "disabled", "retired"])
     def test_one_that_is_switched_off_says_so_whatever_its_circuit(self, look, row, mode):
