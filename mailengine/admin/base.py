@@ -11,7 +11,7 @@ from django.contrib.admin.options import ShowFacets
 from django.contrib.admin.utils import quote
 from django.contrib.auth.models import AnonymousUser
 from django.contrib.contenttypes.models import ContentType
-from django.db.models import Model, QuerySet
+from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.html import format_html
@@ -19,7 +19,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ..addresses import parse_address
-from ..conf import get_settings
+from ..conf import Mode, get_settings
 from ..errors import InvalidAddress
 from ..models import ProviderState
 from .figures import grouped
@@ -124,7 +124,9 @@ class BannerMixin(_ModelAdmin):
     """Says above the list which providers reject our configuration: mail waits for a person then."""
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        misconfigured = ProviderState.objects.filter(misconfigured=True)
+        # Of one that is switched off or gone nobody will find out that it was mended.
+        named = Q(pk__in=list(get_settings().providers)) | Q(is_added=True)
+        misconfigured = ProviderState.objects.filter(named, misconfigured=True, mode=Mode.ENABLED)
         return super().changelist_view(request, {"misconfigured": misconfigured, **(extra_context or {})})
 
 

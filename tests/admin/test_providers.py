@@ -38,6 +38,15 @@ def test_a_rejected_configuration_is_told_above_the_lists(admin_client, model):
     assert "The provider “relay”" not in page
 
 
+@pytest.mark.parametrize("values", [{"alias": "ses", "mode": "disabled"}, {"alias": "gone"}])
+def test_of_one_that_is_switched_off_or_gone_nothing_is_told(admin_client, values):
+    ProviderState.objects.create(is_open=True, misconfigured=True, **values)
+
+    page = admin_client.get(reverse("admin:mailengine_message_changelist")).content.decode()
+
+    assert "rejected our configuration" not in page
+
+
 def test_without_a_rejected_configuration_nothing_is_told(admin_client):
     ProviderState.objects.create(alias="ses", is_open=True)
 
