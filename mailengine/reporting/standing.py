@@ -40,7 +40,8 @@ def _wait(message: Message, *, now: datetime) -> str:
     wait = wait_of(message.stream, seen, is_bulk=message.priority >= Priority.BULK)
     if wait is None:
         return ""
-    words = {"providers": ", ".join(f"{report.alias} ({report.label})" for report in wait.providers)}
+    named = ", ".join(f"{report.alias} ({report.label})" for report in wait.providers)
+    words = {"providers": named or gettext("there are none")}
     if wait.reason is Reason.LIMITED and wait.until is not None:
         words = {"provider": wait.providers[0].alias, "until": _instant(wait.until)}
         return gettext("Due: it waits for the limit of %(provider)s until %(until)s.") % words
