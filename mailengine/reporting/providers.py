@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from django.db.models import Count
+from django.db.models import Count, Min
 from django.utils.formats import number_format
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
@@ -115,6 +115,8 @@ class ProviderReport:
     limits: Sequence[LimitUse] = ()
     uncertain: int = 0
     """Mail that may have gone by it, and waits for proof or its window: no other may carry it."""
+    uncertain_due_at: datetime | None = None
+    """When the first window of these is over, or was."""
     kept: int = 0
     """Mail that may have gone by it, and is kept for a person."""
     traffic: Traffic = field(default_factory=lambda: Traffic([], datetime.now(timezone.utc)))
@@ -155,9 +157,9 @@ class ProviderReport:
             case "draining":
                 return gettext("no new mail; nothing is left that only it may carry, so it can be retired")
             case "disabled" if self.uncertain:
-                return gettext("%(uncertain)s of its mail wait for it") % {"uncertain": uncertain}
+                return gettext("waiting for it: %(uncertain)s") % {"uncertain": uncertain}
             case "retired" | "not configured" if self.uncertain:
-                return gettext("%(uncertain)s of its mail will be kept for a person") % {"uncertain": uncertain}
+                return gettext("left with it, to be kept for a person: %(uncertain)s") % {"uncertain": uncertain}
             case "not configured" if self.is_added:
                 return gettext("added here, but MAILERS has no entry for it")
             case "not configured":
@@ -244,9 +246,10 @@ def picture(*, now: datetime, with_traffic: bool = True) -> Picture:
     others = sorted(alias for alias in states if alias in traffic or alias in uncertain)
     reports = {}
     for alias in dict.fromkeys([*named, *others]):
-        waiting, kept = uncertain.get(alias, (0, 0))
+        waiting, kept, due_at = uncertain.get(alias, (0, 0, None))
         facts: dict[str, Any] = {
             "now": now, "is_named": alias in written.providers, "uncertain": waiting, "kept": kept,
+            "uncertain_due_at": due_at,
             "traffic": traffic[alias], "share": traffic.share(alias),
         }  # fmt: skip
         policy = settings.providers.get(alias)
@@ -332,15 +335,15 @@ def _living_first(reports: Mapping[str, ProviderReport]) -> dict[str, ProviderRe
     return dict(sorted(reports.items(), key=lambda item: item[1].state in (RETIRED, NOT_CONFIGURED)))
 
 
-def _uncertain_mail() -> dict[str, tuple[int, int]]:
-    """By provider: how much may have gone by it and waits, and how much is kept for a person."""
+def _uncertain_mail() -> dict[str, tuple[int, int, datetime | None]]:
+    """By provider: how much may have gone by it and waits, how much is kept for a person, when the first is due."""
     rows = (
         Message.objects.filter(status=Status.UNCERTAIN)
         .values_list("provider")
-        .annotate(waiting=Count("available_at"), all=Count("pk"))
+        .annotate(waiting=Count("available_at"), all=Count("pk"), due_at=Min("available_at"))
         .order_by()
     )
-    return {provider: (waiting, both - waiting) for provider, waiting, both in rows}
+    return {provider: (waiting, both - waiting, due_at) for provider, waiting, both, due_at in rows}
 
 
 def _iso(instant: datetime | None) -> str | None:

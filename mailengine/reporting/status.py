@@ -14,7 +14,7 @@ from django.db.models.functions import Coalesce
 from ..clock import db_now, read_now
 from ..models import Message, MessageJob, Priority, Worker
 from ..models.messages import MessageQuerySet, Status
-from .providers import BROKEN, SWITCHED_OFF, Picture, ProviderReport, picture
+from .providers import BROKEN, DISABLED, LIMITED, SWITCHED_OFF, Picture, ProviderReport, picture
 from .waits import Reason, Wait, begun_lately, carriers_of, switched_off, wait_of
 
 LATE_SECONDS = 600
@@ -57,8 +57,9 @@ class StreamDepth:
     oldest_deferred_seconds: float | None = None
     """How long the oldest has been due that `retry_deferred` is for."""
     oldest_bulk_seconds: float | None = None
-    """The same of priority BULK, which leaves a part of each limit to what goes before it."""
+    """The same of what is queued with priority BULK, which leaves a part of each limit to what goes before it."""
     oldest_other_seconds: float | None = None
+    """The same of what is queued with another priority."""
     oldest_deferred_bulk_seconds: float | None = None
     oldest_deferred_other_seconds: float | None = None
 
@@ -139,7 +140,6 @@ def queue_status(*, with_traffic: bool = True) -> QueueStatus:
 def _streams(now: datetime) -> list[StreamDepth]:
     is_due = Q(available_at__lte=db_now())
     is_bulk = Q(priority__gte=Priority.BULK)
-    for_send_mail = Q(status__in=[Status.QUEUED, Status.UNCERTAIN])
     rows = (
         Message.objects.filter(status__in=[*Message.OPEN_STATUSES, Status.DEAD])
         .values("stream")
@@ -153,8 +153,9 @@ def _streams(now: datetime) -> list[StreamDepth]:
             uncertain=Count("pk", filter=Q(status=Status.UNCERTAIN, available_at__isnull=False)),
             kept=Count("pk", filter=Q(status=Status.UNCERTAIN, available_at=None)),
             dead=Count("pk", filter=Q(status=Status.DEAD)),
-            oldest_bulk=Min("available_at", filter=for_send_mail & is_due & is_bulk),
-            oldest_other=Min("available_at", filter=for_send_mail & is_due & ~is_bulk),
+            oldest_bulk=Min("available_at", filter=Q(status=Status.QUEUED) & is_due & is_bulk),
+            oldest_other=Min("available_at", filter=Q(status=Status.QUEUED) & is_due & ~is_bulk),
+            oldest_uncertain=Min("available_at", filter=Q(status=Status.UNCERTAIN) & is_due),
             oldest_deferred_bulk=Min("available_at", filter=Q(status=Status.DEFERRED) & is_due & is_bulk),
             oldest_deferred_other=Min("available_at", filter=Q(status=Status.DEFERRED) & is_due & ~is_bulk),
         )
@@ -162,10 +163,11 @@ def _streams(now: datetime) -> list[StreamDepth]:
     depths = []
     for row in rows:
         figures: dict[str, Any] = dict(row)
-        for name in ("oldest", "oldest_deferred"):
+        uncertain = _seconds_since(figures.pop("oldest_uncertain"), now=now)
+        for name, also in (("oldest", uncertain), ("oldest_deferred", None)):
             ages = [_seconds_since(figures.pop(f"{name}_{which}"), now=now) for which in ("bulk", "other")]
             figures[f"{name}_bulk_seconds"], figures[f"{name}_other_seconds"] = ages
-            figures[f"{name}_seconds"] = max((age for age in ages if age is not None), default=None)
+            figures[f"{name}_seconds"] = max((age for age in (*ages, also) if age is not None), default=None)
         depths.append(StreamDepth(**figures))
     return depths
 
@@ -184,6 +186,7 @@ def _findings(status: QueueStatus, seen: Picture) -> list[tuple[int, str]]:
     found = [finding for stream in status.streams for finding in _of_stream(stream, seen)]
     found += _of_job(status)
     found += _of_providers(status, seen)
+    found += [finding for report in status.providers for finding in _of_uncertain(report)]
     if status.jobs.get(MessageJob.Status.PAUSED):
         found.append((WARNING, f"paused jobs: {status.jobs[MessageJob.Status.PAUSED]:,}, the admin says why"))
     return found
@@ -255,6 +258,18 @@ def _of_providers(status: QueueStatus, seen: Picture) -> Iterator[tuple[int, str
         who = ", ".join(f"{report.alias} is {report.state}" for report in carriers_of(stream, seen))
         text = f"{stream}: none of its providers may be given new mail{f': {who}' if who else ''}"
         yield CRITICAL if stream in due else WARNING, text
+
+
+def _of_uncertain(report: ProviderReport) -> Iterator[tuple[int, str]]:
+    """Mail that may have gone by this provider and is to go by it once more, since its window is over."""
+    seconds = _seconds_since(report.uncertain_due_at, now=report.now)
+    if seconds is None or report.state in BROKEN or report.state == LIMITED:  # it waits, and that is told already
+        return
+    if report.state == DISABLED and seconds > LATE_SECONDS:
+        yield WARNING, f"provider {report.alias} is disabled, {report.detail}"
+    elif report.state != DISABLED:
+        what = f"the oldest mail that may have gone by {report.alias}"
+        yield from _late(what, seconds, mend="does send_mail run?")
 
 
 def _late(what: str, seconds: float, *, mend: str) -> Iterator[tuple[int, str]]:

@@ -189,7 +189,7 @@ class TestOrder:
         row("gone")
         assert "gone" not in look().reports
         uncertain("gone")
-        assert look().reports["gone"].detail == "1 uncertain of its mail will be kept for a person"
+        assert look().reports["gone"].detail == "left with it, to be kept for a person: 1 uncertain"
 
     def test_one_that_was_added_elsewhere_says_what_it_lacks(self, look, row, providers):
         providers(a={})

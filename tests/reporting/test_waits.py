@@ -8,6 +8,7 @@ import pytest
 
 from mailengine import queue_mail
 from mailengine.clock import read_now
+from mailengine.models import Message
 from mailengine.rate import per, taken
 from mailengine.reporting.status import CRITICAL, GOOD, WARNING, queue_status
 from mailengine.reporting.waits import carriers_of, switched_off
@@ -157,6 +158,30 @@ class TestBroken:
         assert level == CRITICAL
         assert text.startswith("provider b is misconfigured, since ?, next try now; misconfigured: 535 5.7.8 No. It ")
         assert text.endswith("was a password changed, a key withdrawn?")
+
+
+class TestUncertain:
+    """Mail that may have gone by a provider, and may go by no other."""
+
+    @pytest.fixture(autouse=True)
+    def _in_doubt(self, providers, clock):
+        providers(a={}, b={})
+        message = queue_mail("Hi", "Hello", "a@example.org", ["ann@example.org"])
+        Message.objects.filter(pk=message.pk).update(status="uncertain", provider="a")
+        clock.advance(minutes=20)
+
+    def test_it_is_late_when_nobody_sends_it(self):
+        text = "the oldest mail that may have gone by a has been due for 20 min; does send_mail run?"
+        assert findings() == [(WARNING, text)]
+
+    def test_for_a_disabled_one_it_waits_and_an_operator_should_know(self, row):
+        row("a", mode="disabled")
+        assert findings() == [(WARNING, "provider a is disabled, waiting for it: 1 uncertain")]
+
+    def test_for_one_that_rests_it_waits(self, row):
+        row("a", is_open=True, last_error="unavailable: 421")
+        ((_level, text),) = findings()
+        assert text.startswith("provider a is resting, ")
 
 
 class TestCarriers:
