@@ -144,7 +144,8 @@ class Health:
 
     def most_together(self, alias: str) -> int:
         """How many messages one call may carry, by its BATCH; one, until the provider has shown that it works."""
-        return self.settings.provider(alias).batch if self._pace.has_accepted(alias) else 1
+        policy = self.settings.providers.get(alias)  # None: retired, while its last handovers are under way
+        return policy.batch if policy and self._pace.has_accepted(alias) else 1
 
     def throttle_ends(self) -> list[float]:
         """In how many seconds each provider that asked us to slow down takes mail again; below 0: that is over.
@@ -266,7 +267,8 @@ class Health:
         """Whether, should it be good, its provider becomes the one that the stream sticks to."""
         if self.settings.strategy_for(result.stream) != "sticky":
             return False
-        return self._in_preference(result.stream)[0].alias != result.alias
+        behind_the_first = self._in_preference(result.stream)[1:]
+        return any(candidate.alias == result.alias for candidate in behind_the_first)
 
     def _enter(self, result: Result, *, throttled: Collection[UUID]) -> Effect:
         """Write in its locked row what this result changes."""

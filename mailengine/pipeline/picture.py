@@ -29,7 +29,8 @@ class Picture:
         """Read it anew when it is old; whether it was."""
         if not at_once and time.monotonic() - self._read_at < REFRESH_SECONDS:
             return False
-        self.states = ProviderState.objects.everything(self._written_settings.providers)
+        # Also those seen before: should somebody have deleted a row, handovers may be under way there.
+        self.states = ProviderState.objects.everything({**self._written_settings.providers, **self.states})
         self._read_at = time.monotonic()
         self.settings = self.under_switches(self._written_settings)
         return True

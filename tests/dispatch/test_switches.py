@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import pytest
@@ -207,3 +208,48 @@ def test_a_run_follows_the_switches_while_it_goes_on(configure, monkeypatch):
     assert counts[400]["c"] > 0
     assert begun_by()["a"] - counts[400]["a"] <= 16  # what was about to begin
     assert begun_by()["a"] == counts[600]["a"]
+
+
+class TestInTheMidstOfARun:
+    """What is under way at a provider that goes away is recorded all the same."""
+
+    @pytest.fixture
+    def send_until_5_then(self, monkeypatch):
+        """Send a job to 30 by providers that take a moment, and do this once 5 are sent."""
+        monkeypatch.setattr("mailengine.pipeline.picture.REFRESH_SECONDS", 0)
+        take = FakeProvider.send_messages
+        monkeypatch.setattr(FakeProvider, "send_messages", lambda self, emails: time.sleep(0.03) or take(self, emails))
+        queue_job("News", "Read this.", "desk@example.org", [f"u{number:02d}@example.org" for number in range(30)])
+        call_command("process_mail_jobs", verbosity=0)
+
+        def run(action):
+            done = []
+
+            def act_once(report):
+                if report.outcomes["sent"] >= 5 and not done:
+                    done.append(action())
+
+            Dispatcher("send_mail", max_time=60, on_progress=act_once).run()
+            assert done
+            return set(Attempt.objects.values_list("outcome", flat=True)), statuses()
+
+        return run
+
+    @pytest.mark.parametrize("strategy", ["ordered", "sticky"])
+    def test_one_is_retired_and_another_goes_on(self, configure, send_until_5_then, strategy):
+        configure({"a": {}, "b": {}}, STRATEGY=strategy)
+        assert send_until_5_then(lambda: switch("a", mode="retired")) == ({"accepted"}, {"sent": 30})
+        assert set(begun_by()) == {"a", "b"}
+
+    @pytest.mark.parametrize("strategy", ["ordered", "sticky"])
+    def test_the_last_one_is_retired(self, configure, send_until_5_then, strategy):
+        configure({"a": {}}, STRATEGY=strategy)
+        outcomes, states = send_until_5_then(lambda: switch("a", mode="retired"))
+        assert (outcomes, set(states)) == ({"accepted"}, {"sent", "queued"})
+
+    def test_the_row_of_an_added_one_is_deleted(self, configure, send_until_5_then):
+        configure({"a": {"fails_every": 1}, "spare": {}}, PROVIDERS={"a": {}})
+        switch("a", mode="disabled")
+        switch("spare", is_added=True)
+        outcomes, states = send_until_5_then(ProviderState.objects.filter(pk="spare").delete)
+        assert (outcomes, set(states)) == ({"accepted"}, {"sent", "queued"})
