@@ -44,8 +44,7 @@ class Limit:
         return f"{self.most:,}/{self.name}" if self.slice_count > 1 else f"{self.most:,} on this day"
 
     def used(self, usage: Usage, *, now: datetime) -> int:
-        first = self._slice(now) - self.slice_count
-        return sum(count for number, count in usage.get(self.name, {}).items() if int(number) > first)
+        return sum(self._slices(usage, now=now).values())
 
     def left(self, usage: Usage, *, now: datetime, share: float = 1.0) -> int:
         """How many more may begin now, by those who may use so much of the limit."""
@@ -53,22 +52,29 @@ class Limit:
 
     def free_at(self, usage: Usage, *, now: datetime, share: float = 1.0) -> datetime:
         """When the next one may begin: `now`, or when enough of the slices have left the window."""
-        excess = self.used(usage, now=now) - self._allowed(share) + 1
-        slices = sorted((int(number), count) for number, count in usage.get(self.name, {}).items())
-        first = self._slice(now) - self.slice_count
-        for number, count in slices:
+        slices = self._slices(usage, now=now)
+        excess = sum(slices.values()) - self._allowed(share) + 1
+        for number in sorted(slices):
             if excess <= 0:
                 break
-            if number > first:
-                excess -= count
-                now = _instant((number + self.slice_count) * self.slice_seconds)
+            excess -= slices[number]
+            now = _instant((number + self.slice_count) * self.slice_seconds)
         return now
 
     def taken(self, usage: Usage, *, now: datetime, count: int) -> Mapping[str, int]:
         """Its slices with so many more, and without those that no longer count."""
+        slices, current = self._slices(usage, now=now), self._slice(now)
+        return {str(number): n for number, n in {**slices, current: slices.get(current, 0) + count}.items()}
+
+    def _slices(self, usage: Usage, *, now: datetime) -> dict[int, int]:
+        """How many were begun in each slice that counts. What nobody can read, for a hand wrote it, is none."""
+        try:
+            slices = {int(number): int(count) for number, count in usage.get(self.name, {}).items()}
+        except (AttributeError, TypeError, ValueError):
+            return {}
         current = self._slice(now)
-        slices = {n: c for n, c in usage.get(self.name, {}).items() if int(n) > current - self.slice_count}
-        return {**slices, str(current): slices.get(str(current), 0) + count}
+        # Those of a future farther away than the window were written by a clock that was wrong, or by hand.
+        return {n: count for n, count in slices.items() if abs(n - current) < self.slice_count}
 
     def _allowed(self, share: float) -> int:
         return max(math.floor(self.most * share), 1)

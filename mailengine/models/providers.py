@@ -141,12 +141,13 @@ class ProviderState(models.Model):
 
     @property
     def switches(self) -> Switches:
-        """What an operator has set. A rate that nobody can read is none."""
+        """What an operator has set. A rate or mode that nobody can read is none."""
+        mode = {mode.value: mode for mode in Mode}.get(self.mode, Mode.ENABLED)
         try:
             limits = limits_of(self.rate) if self.rate else None
         except ValueError:
             limits = None
-        return Switches(Mode(self.mode), self.weight, limits, self.is_added)
+        return Switches(mode, self.weight, limits, self.is_added)
 
     def limits(self, policy: ProviderPolicy, *, now: datetime) -> tuple[Limit, ...]:
         """All that bounds what it may be given at `now`: its rate, its warm-up, and what it has asked for itself."""

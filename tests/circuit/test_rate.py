@@ -130,6 +130,16 @@ def test_what_a_limit_that_is_gone_has_counted_is_forgotten():
     assert set(taken(TEN_A_SECOND, usage, now=NOON)) == {"s"}
 
 
+@pytest.mark.parametrize(
+    "usage", [[], "x", 7, {"s": 5}, {"s": None}, {"s": {"x": 1}}, {"s": {"1": "x"}}, {"s": {"99999999999999999": 20}}]
+)
+def test_what_nobody_can_read_counts_as_nothing(usage):
+    """A row may be written by hand, and no mail should stop for that."""
+    assert left(TEN_A_SECOND, usage, now=NOON) == 10
+    assert free_at(TEN_A_SECOND, usage, now=NOON) == NOON
+    assert left(TEN_A_SECOND, taken(TEN_A_SECOND, usage, now=NOON), now=NOON) == 9
+
+
 class TestWarmUp:
     SCHEDULE = (50, 100, 500)
 

@@ -150,6 +150,17 @@ def test_a_rate_that_nobody_can_read_is_that_of_the_settings(configure):
     assert statuses() == {"sent": 3, "queued": 2}
 
 
+def test_a_mode_that_nobody_can_read_is_none(configure):
+    """A row may be written by hand, or by a newer version on another host."""
+    configure({"a": {}})
+    switch("a", mode="xyz")
+    queue()
+
+    dispatch_slice()
+
+    assert statuses() == {"sent": 1}
+
+
 class TestAdded:
     """An entry of MAILERS that the settings don't name as a provider."""
 
