@@ -12,7 +12,6 @@ from typing import TypeAlias
 from mailengine.models import Attempt, Message, ProviderState, Suppression
 from mailengine.testing.esp_server import ESPS, Answer, Fault, Mail
 
-from .case import not_built
 from .providers import (
     AT_ONCE,
     IN_DOUBT,
@@ -182,11 +181,6 @@ def asks_to_slow_down(world: World, random: Random) -> None:
     most = len(asked_at) * (workers * SHORT["CONNECTIONS"] - 1)
     assert len(too_soon) <= most, f"{len(too_soon)} calls while it wanted to be left alone: {too_soon}"
     expect(attempts_spent(), 0)
-
-
-not_built(
-    "F-E04", "a storm of 429 at 10 messages a second, eight workers", "RATE, for all hosts together, comes later."
-)
 
 
 @provider_case("F-E06", "503 at the first of two: without Retry-After, and with it in both forms")
