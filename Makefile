@@ -27,7 +27,7 @@ check: $(VENV)/.requirements-dev  ## Format, lint, types, imports, migrations, s
 test: $(VENV)/.requirements  ## Run the tests, on SQLite unless DATABASE_URL says otherwise; ARGS goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
-faults: $(VENV)/.requirements  ## Kill workers, cut connections, break providers: 25 minutes; ARGS="F-P04" for one
+faults: $(VENV)/.requirements  ## Kill workers, cut connections, break providers: 30 minutes; ARGS="F-P04" for one
 	@# Without it the cases on MariaDB are skipped.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 0 mysqlclient 2>/dev/null || true
 	$(BIN)/python -m tests.faults $(ARGS)

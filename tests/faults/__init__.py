@@ -1,6 +1,6 @@
 """The fault harness: real faults, real worker processes, a real database, and servers that write down what arrives.
 
-    make faults                              all cases, each on a database server of its own: 25 minutes
+    make faults                              all cases, each on a database server of its own: 30 minutes
     python -m tests.faults F-P04 C2          one case; one group
     python -m tests.faults F-P04 --seed 7    one run again
     pytest tests/faults                      the quick ones, on the database under test: part of the suite
