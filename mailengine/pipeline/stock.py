@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from uuid import UUID
 
 from ..models import Priority
 from ..providers.batch import can_share_a_call, most_in_a_call
@@ -34,6 +35,8 @@ class Stock:
         self._items: deque[Item] = deque()
         self._composed_count = 0
         """In the last turn."""
+        self._lack_memory: set[UUID] = set()
+        """Messages that found none in the last turn."""
         self._one_by_one: set[str] = set()
         """Providers that get no more calls of many in this run."""
 
@@ -62,8 +65,9 @@ class Stock:
         sizes = {self._words(item): _bytes_that_count(item) for item in in_hand}
         is_full = False
         self._composed_count = 0
+        self._lack_memory.clear()
         ends_at = time.monotonic() + COMPOSING_SECONDS
-        planned = (item for call in self._plan(most=self.team.size, busy={}) for item in call.items)
+        planned = (item for call in self._plan(self._items, most=self.team.size, busy={}) for item in call.items)
         for item in (item for item in planned if not item.is_ready):
             if time.monotonic() >= ends_at:
                 return
@@ -74,6 +78,7 @@ class Stock:
                 taken = sum(sizes.values())
                 is_full = is_full or (taken > 0 and taken + size > BYTES_IN_HAND)
                 if is_full:
+                    self._lack_memory.add(item.message.pk)
                     continue
                 sizes[words] = size
             self.composer.compose(item)
@@ -87,7 +92,9 @@ class Stock:
     def take(self) -> list[Call]:
         """Take out what can begin now: as many calls as there are idle senders."""
         calls = []
-        for call in self._plan(most=self.team.idle_count, busy=self.team.in_flight):
+        # What waits for memory lets those go that have it.
+        able = [item for item in self._items if item.is_ready or item.message.pk not in self._lack_memory]
+        for call in self._plan(able, most=self.team.idle_count, busy=self.team.in_flight):
             ready = [item for item in call.items if item.is_ready]
             if ready and (len(ready) == len(call.items) or not self._waits(call)):
                 calls.append(Call(ready))
@@ -106,13 +113,13 @@ class Stock:
         """A call of many was refused as a whole by this provider: in this run it gets mail one by one."""
         self._one_by_one.add(alias)
 
-    def _plan(self, *, most: int, busy: Mapping[str, int]) -> list[Call]:
+    def _plan(self, items: Iterable[Item], *, most: int, busy: Mapping[str, int]) -> list[Call]:
         """What can begin next, in at most so many calls: in order, each with all that may go with its first item."""
         calls: list[Call] = []
         room = Room(self.health, busy=busy)
         open_calls: dict[int | None, tuple[Call, int]] = {}
         """By job, with how many more each may carry."""
-        for item in self._items:
+        for item in items:
             job_id = item.message.job_id
             call, places = open_calls.get(job_id, (None, 0))
             if call is not None and _may_join(item, call) and room.reserve(item, joining=call.items[0].reserved):

@@ -15,6 +15,7 @@ from mailengine import dispatch_slice, queue_job, queue_mail, queue_message
 from mailengine.models import Message
 from mailengine.pipeline import compose, composer, stock
 from mailengine.pipeline.composer import Composer
+from mailengine.pipeline.dispatch import Dispatcher
 from mailengine.testing import FakeProvider
 
 from .helpers import queue_many, statuses
@@ -95,6 +96,27 @@ def test_small_mail_does_not_wait_behind_large_mail(under_way, monkeypatch):
     order = [email.to[0][0] for email in FakeProvider.named("relay").accepted]
     assert statuses() == {"sent": 6}
     assert order[-1] == "u", order
+
+
+def test_urgent_mail_that_finds_no_memory_lets_go_what_has_it(configure, provider, monkeypatch):
+    """With one connection it would wait for the memory, and the others for the connection that is kept for it."""
+    configure(CONNECTIONS=1)
+    monkeypatch.setattr(stock, "BYTES_IN_HAND", 400_000)
+    large = {"attachments": [("a.bin", b"1" * 300_000)]}
+    queue_many(1)
+    queue_mail(*MAIL, ["large@example.org"], **large)
+    turns = []
+
+    def note(_report):
+        turns.append(None)
+        if [item.message.recipient for item in run.stock if item.is_ready] == ["large@example.org"]:
+            queue_mail(*MAIL, ["urgent@example.org"], priority="urgent", idempotency_key="once", **large)
+
+    run = Dispatcher("send_mail", max_time=10, on_progress=note)
+    run.run()
+
+    assert statuses() == {"sent": 3}
+    assert len(turns) < 1_000
 
 
 def test_the_words_of_large_mail_are_in_memory_only_so_much_at_a_time(under_way, monkeypatch):
