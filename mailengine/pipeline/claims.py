@@ -47,9 +47,10 @@ class Claims:
         batch = 1 if self.health.only_probes() else self.health.settings.rows_in_a_claim
         return batch if most is None else min(batch, most)
 
-    def take(self, lease: Lease, *, limit: int) -> Claim | None:
-        """The next messages, the most urgent first."""
-        return self._take(self._candidates(), lease, limit=limit)
+    def take(self, lease: Lease, *, limit: int, but: Collection[str] = ()) -> Claim | None:
+        """The next messages, the most urgent first; none of the streams in `but`."""
+        candidates = self._candidates()
+        return self._take(candidates.exclude(stream__in=but) if but else candidates, lease, limit=limit)
 
     def take_more_urgent(self, lease: Lease, *, than: int, limit: int) -> Claim | None:
         """Messages that go before those of priority `than`."""

@@ -133,6 +133,7 @@ class Dispatcher:
         self.is_dry = False
         """Whether there was nothing left to claim when it last looked."""
         self.looked_at = 0.0
+        self.looked_beside_at = 0.0
         self.saw_mail = False
         self.heartbeat_at = 0.0
         self.alarms: list[Thread] = []
@@ -481,8 +482,10 @@ class Dispatcher:
 
     def _claim(self) -> Claim | None:
         """Take the next batch when the stock runs low."""
-        if self._may_not_claim() or len(self.stock) >= self.team.size:
+        if self._may_not_claim():
             return None
+        if len(self.stock) >= self.team.size:
+            return self._claim_beside()
         limit = self._batch()
         if self.claims.suspects and limit > 0:
             if self.in_flight or self.stock:
@@ -497,6 +500,20 @@ class Dispatcher:
             return None
         claim = self.claims.take(self._lease(), limit=limit)
         self.is_dry = claim is None or len(claim.messages) < limit
+        return claim
+
+    def _claim_beside(self) -> Claim | None:
+        """Where the stock waits for a provider's limit: take mail of other streams, lest it wait for that, too."""
+        if not self.team.idle_count or self.claims.suspects:
+            return None
+        if time.monotonic() < self.looked_beside_at + LOOK_AGAIN_SECONDS:
+            return None
+        held_up, limit, claim = self.stock.held_up(), self._batch(), None
+        if held_up and limit > 0 and len(self.stock) - len(held_up) < self.team.size:
+            streams = {item.message.stream for item in held_up}
+            claim = self.claims.take(self._lease(), limit=limit, but=streams)
+            if claim is None:
+                self.looked_beside_at = time.monotonic()
         return claim
 
     def _may_not_claim(self) -> bool:

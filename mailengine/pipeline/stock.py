@@ -89,6 +89,13 @@ class Stock:
         room = Room(self.health, busy=self.team.in_flight)
         return self.team.idle_count > 0 and any(item.is_ready and room.reserve(item) for item in self._items)
 
+    def held_up(self) -> list[Item]:
+        """While a provider's limit binds: what can't begin at this moment."""
+        if not self.health.limits.bind():
+            return []
+        room = Room(self.health, busy=self.team.in_flight)
+        return [item for item in self._items if not room.reserve(item)]
+
     def take(self) -> list[Call]:
         """Take out what can begin now: as many calls as there are idle senders."""
         calls = []

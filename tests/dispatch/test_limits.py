@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import timedelta
+from threading import Event
 
 import pytest
 from django.core.management import call_command
@@ -12,6 +13,7 @@ from django.db import connection
 from mailengine import dispatch_slice, queue_job, send_direct_email
 from mailengine.clock import read_now
 from mailengine.models import Attempt, Message, ProviderState
+from mailengine.pipeline.dispatch import Dispatcher
 from mailengine.testing import FakeProvider
 
 from .helpers import ledger, queue, queue_many, send, statuses
@@ -122,6 +124,23 @@ def test_for_one_that_may_have_more_in_a_moment_mail_waits(limited):
     send()
 
     assert begun_by() == {"a": 15}
+
+
+def test_mail_of_another_stream_does_not_wait_behind_it(limited):
+    """However much of it there is, and however much sooner it was queued."""
+    streams = {"slow": {"PROVIDERS": ["a"]}, "fast": {"PROVIDERS": ["b"]}}
+    limited({"STREAMS": streams}, a=({}, {"RATE": "10/s"}), b=({}, {}))
+    queue_many(60, stream="slow")
+    queue_many(40, stream="fast")
+    stop = Event()
+
+    def stop_when_through(_report):
+        if begun_by()["b"] == 40:
+            stop.set()
+
+    Dispatcher("send_mail", stop=stop, on_progress=stop_when_through).run()
+
+    assert begun_by()["a"] < 60
 
 
 @pytest.mark.django_db(transaction=True)
