@@ -168,6 +168,18 @@ class TestLimits:
         assert (report.rate, report.own_rate, report.weight, report.own_weight) == ("5/min, 7/h", "5/min, 7/h", 3, 3)
 
 
+@pytest.mark.parametrize(
+    "values", [{"mode": "asleep"}, {"usage": ["x"]}, {"usage": {"day": {"x": "y"}}}, {"rate": "fast"}]
+)
+def test_what_somebody_wrote_into_the_row_by_hand_stops_no_report(look, row, providers, values):
+    providers(ses={"RATE": "100/day"})
+    row("ses", **values)
+
+    report = look().reports["ses"]
+
+    assert (report.state, str(report.limits[0])) == ("in use", "0 of 100 in 24 hours")
+
+
 class TestOrder:
     def test_it_is_that_of_the_settings_then_added_ones_then_what_is_gone(self, look, row, providers, hand_over):
         providers({"PROVIDERS": {"z": {}, "gone": {}, "a": {}}}, z={}, gone={}, a={}, spare={}, other={})
