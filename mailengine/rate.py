@@ -1,7 +1,7 @@
 """How much mail a provider may be given: values in, values out, no Django.
 
 A rate counts over a window that moves: at most 14 in any second, 50,000 in any 24 hours. It counts in twentieths of
-its window and looks at twenty-one of them, so that mail which takes a moment to arrive stays within it, too. What a
+its window and looks at twenty-two of them, so that mail which takes a moment to arrive stays within it, too. What a
 warm-up allows is counted by the day, in UTC.
 
 Callers keep a `Usage` in the database, lock it, ask how many are `left()`, and store what `taken()` gives back.
@@ -86,7 +86,8 @@ class Limit:
 
 def per(most: int, unit: str) -> Limit:
     """So many in any second ("s"), minute ("min"), hour ("h") or 24 hours ("day")."""
-    return Limit(most, unit, WINDOWS[unit] / SLICES, SLICES + 1)
+    # One more since a slice may be filled at its very end, and one for mail that takes as long as a slice to arrive.
+    return Limit(most, unit, WINDOWS[unit] / SLICES, SLICES + 2)
 
 
 def limits_of(text: str) -> tuple[Limit, ...]:

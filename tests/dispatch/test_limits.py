@@ -80,7 +80,7 @@ def test_mail_that_waits_for_a_limit_spends_nothing_and_goes_when_it_may(limited
     send()
     assert set(Message.objects.filter(status="queued").values_list("attempt_count", "claim_count")) == {(0, 0)}
 
-    clock.advance(hours=26)
+    clock.advance(hours=27)
     send()
 
     assert statuses() == {"sent": 8}

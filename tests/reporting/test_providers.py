@@ -147,7 +147,7 @@ class TestLimits:
         report = look().reports["ses"]
 
         assert (report.state, report.is_usable) == ("limited", True)
-        assert timedelta(hours=23) < report.until - report.now <= timedelta(hours=26)
+        assert timedelta(hours=23) < report.until - report.now <= timedelta(hours=27)
 
     def test_bulk_mail_waits_before_other_mail_does(self, look, row, providers):
         providers(ses={"RATE": "100/day"})
