@@ -56,7 +56,7 @@ def send_direct_email(
     if send_at is not None or idempotency_key is not None:
         raise InvalidMail("send_direct_email() sends now: use queue_mail() for send_at and idempotency_key.")
     settings = get_settings()
-    if provider is not None and provider not in settings.providers:
+    if not settings.providers or (provider is not None and provider not in settings.providers):
         settings = settings.under(ProviderState.objects.switches(), known=mailer_aliases())
     if provider is not None:
         settings = _with_one_provider(settings, provider)

@@ -356,6 +356,7 @@ class Dispatcher:
         self.saw_mail = self.claims.has_mail()
         if self.saw_mail and self.worker is None:
             self.health.refresh()
+            self.team.size = self._team_size()
             if self.health.can_send():
                 # In a commit of its own: what this worker has claimed and begun is found by it, whatever fails later.
                 self.worker = Worker.objects.register(self.report.command)
@@ -583,7 +584,8 @@ class Dispatcher:
 
     def _team_size(self) -> int:
         """No more threads than all providers together may have connections."""
-        allowed = [policy.connections or self.settings.connections for policy in self.settings.providers.values()]
+        policies = self.health.settings.providers.values()
+        allowed = [policy.connections or self.settings.connections for policy in policies]
         return max(1, min(self.settings.connections, sum(allowed)))
 
     def _heartbeat(self, turn: Turn | None = None) -> None:

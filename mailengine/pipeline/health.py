@@ -80,7 +80,7 @@ class Health:
         }
 
     def draining(self) -> list[str]:
-        """Providers that get no new mail, and can be used now."""
+        """Providers that get no new mail, and can be used now, be it for a probe."""
         return [alias for alias in self.settings.providers if self._is_draining(alias)]
 
     def can_send(self) -> bool:
@@ -118,13 +118,23 @@ class Health:
             ]
         return choose(candidates)
 
+    def carriers(self, stream: str) -> Collection[str]:
+        """The providers that mail of this stream may go to, now or later."""
+        if self.settings.strategy_for(stream) in {"sticky", "spread"}:  # another may be preferred by then
+            return self.settings.aliases_for(stream)
+        return _aliases(self._in_preference(stream))
+
     def others_wait(self, alias: str, *, in_hand: bool = False) -> bool:
         """Whether mail is due that was never uncertain, may go by this provider, and so makes the better probe.
 
         `in_hand`: be it in the queue, or with a worker already.
         """
         if (alias, in_hand) not in self._others_wait:
-            carried = {stream for stream in self.settings.streams if alias in self.settings.aliases_for(stream)}
+            carried = {
+                stream
+                for stream in self.settings.streams
+                if alias in _aliases(c for c in self._in_preference(stream) if c.takes_new_mail)
+            }
             others = Message.objects.all()
             # Mail of a stream that the settings no longer have goes as transactional mail does.
             if "transactional" in carried:
@@ -170,6 +180,9 @@ class Health:
         """The providers that may take this message, best first."""
         theirs = message.provider if message.uncertain_count else ""
         candidates = self._in_preference(message.stream, is_bulk=is_bulk(message))
+        is_theirs_left_out = theirs in self.settings.aliases_for(message.stream) and theirs not in _aliases(candidates)
+        if is_theirs_left_out:  # where no other stands in, and the one preferred is another by now
+            candidates.append(self._candidate(theirs, is_bulk=is_bulk(message)))
         return [candidate for candidate in candidates if candidate.takes_new_mail or candidate.alias == theirs]
 
     def _in_preference(self, stream: str, *, is_bulk: bool = False) -> list[Candidate]:
@@ -201,8 +214,10 @@ class Health:
         )
 
     def _is_draining(self, alias: str) -> bool:
-        is_draining = self.settings.provider(alias).mode is Mode.DRAINING
-        return is_draining and self._candidate(alias, is_bulk=False).is_usable
+        if self.settings.provider(alias).mode is not Mode.DRAINING:
+            return False
+        candidate = self._candidate(alias, is_bulk=False)
+        return candidate.is_usable or candidate.probe_is_due
 
     def _probe_is_due(self, alias: str) -> bool:
         state = self.picture.states[alias]
@@ -267,8 +282,7 @@ class Health:
         """Whether, should it be good, its provider becomes the one that the stream sticks to."""
         if self.settings.strategy_for(result.stream) != "sticky":
             return False
-        behind_the_first = self._in_preference(result.stream)[1:]
-        return any(candidate.alias == result.alias for candidate in behind_the_first)
+        return result.alias in _aliases(self._in_preference(result.stream)[1:])
 
     def _enter(self, result: Result, *, throttled: Collection[UUID]) -> Effect:
         """Write in its locked row what this result changes."""
@@ -283,6 +297,10 @@ class Health:
     def _lock(self) -> None:
         self.picture.lock()
         self._candidates.clear()
+
+
+def _aliases(candidates: Iterable[Candidate]) -> list[str]:
+    return [candidate.alias for candidate in candidates]
 
 
 def _count_elsewhere(state: ProviderState) -> int:

@@ -99,6 +99,23 @@ class TestMailThatOnlyItMayCarry:
 
         assert ledger(uncertain) == [("a", "uncertain"), ("a", "accepted")]
 
+    @pytest.mark.parametrize("others", [{"b": {}}, {}])
+    def test_a_draining_one_that_failed_is_probed_by_it(self, configure, clock, others):
+        """By no other mail, however much there is."""
+        configure({"a": {"script": ["uncertain", "unavailable", "unavailable"]}, **others})
+        message = queue()
+        dispatch_slice()
+        queue_many(2)
+        dispatch_slice()
+        assert ProviderState.objects.get(pk="a").is_open
+        switch("a", mode="draining")
+        clock.advance(hours=2)
+        queue_many(3)
+
+        dispatch_slice()
+
+        assert ledger(message) == [("a", "uncertain"), ("a", "accepted")]
+
     def test_for_a_disabled_one_it_waits(self, uncertain, clock):
         switch("a", mode="disabled")
         dispatch_slice()
@@ -184,6 +201,23 @@ class TestAdded:
         message = queue()
         dispatch_slice()
         assert set(ledger(message)) == {("a", "unavailable")}
+
+    def test_it_has_connections_of_its_own(self, configure):
+        configure({"a": {}, "spare": {}}, PROVIDERS={"a": {"CONNECTIONS": 1}}, CONNECTIONS=4)
+        switch("spare", is_added=True)
+        queue()
+        run = Dispatcher("send_mail")
+        run.run()
+        assert run.team.size == 4
+
+    @pytest.mark.django_db(transaction=True)
+    def test_it_may_be_the_only_one(self, configure):
+        configure({"spare": {}}, PROVIDERS={})
+        switch("spare", is_added=True)
+        message = queue()
+        dispatch_slice()
+        assert ledger(message) == [("spare", "accepted")]
+        assert send_direct_email("Hi", "Hello", "desk@example.org", ["ann@example.org"]).provider == "spare"
 
     @pytest.mark.django_db(transaction=True)
     def test_mail_can_be_sent_directly_by_it(self):
