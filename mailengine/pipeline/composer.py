@@ -116,10 +116,10 @@ class Composer:
         barred = {alias for alias in aliases if not settings.provider(alias).may_send_as(sender.key)}
         if not barred:
             return
-        left = set(aliases) - barred
+        carriers = set(self.health.carriers(message.stream))
         if message.uncertain_count and message.priority > Priority.URGENT:  # it may be there already: nowhere else
-            left &= {message.provider}
-        if not left:
+            carriers = {message.provider}.intersection(aliases)
+        if carriers <= barred:
             raise NobodyMay(f"none of its providers may send as {sender.spec} (ALLOWED_SENDERS)")
         item.tried |= barred
         item.refused_by |= barred

@@ -247,7 +247,7 @@ class Ledger:
             now=self.health.picture.now,
             settings=self.settings,
             another=not item.must_stay and self.health.another(item.message, tried=item.tried),
-            others_left=not item.refused_by.issuperset(self.settings.aliases_for(item.message.stream)),
+            others_left=not item.refused_by.issuperset(self.health.carriers(item.message.stream)),
             throttled_until=self.health.picture.circuit(item.provider).throttled_until,
             key_since=item.key_since,
             had_company=item.has_company,

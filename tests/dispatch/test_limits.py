@@ -241,6 +241,36 @@ class TestFailover:
         assert begun_by()["c"] == 0
         assert statuses() == {"queued": 4}
 
+    def test_what_the_preferred_one_will_not_have_is_given_up(self, limited):
+        """No other will ever be asked."""
+        limited({"STREAMS": {"transactional": {"FAILOVER": False}}}, a=({"script": ["too_large"]}, {}), b=({}, {}))
+        message = queue()
+
+        dispatch_slice()
+
+        assert (ledger(message), statuses()) == ([("a", "refused")], {"dead": 1})
+
+    def test_what_the_preferred_one_may_not_send_is_given_up(self, limited):
+        streams = {"transactional": {"FAILOVER": False}}
+        limited({"STREAMS": streams}, a=({}, {"ALLOWED_SENDERS": ["@example.net"]}), b=({}, {}))
+        message = queue()
+
+        dispatch_slice()
+
+        assert (ledger(message), statuses()) == ([], {"dead": 1})
+
+    def test_uncertain_mail_stays_with_its_provider_when_another_is_preferred(self, limited, clock):
+        streams = {"transactional": {"FAILOVER": False}}
+        limited({"STREAMS": streams}, a=({"script": ["uncertain"]}, {}), b=({}, {}))
+        message = queue()
+        dispatch_slice()
+        limited({"STREAMS": streams}, b=({}, {}), a=({}, {}))
+        clock.advance(hours=1)
+
+        dispatch_slice()
+
+        assert ledger(message) == [("a", "uncertain"), ("a", "accepted")]
+
 
 class TestSlowing:
     """A provider that asks us to slow down gets half of what it got, and more as time goes on."""
