@@ -180,9 +180,10 @@ class Dispatcher:
         self._collect(wait_seconds=self._patience())
         turn = self._next_turn()
         stock_count = len(self.stock)
+        # By itself: it may write into a provider's row, and messages are locked before providers.
+        self.health.refresh()
         begun_at = time.monotonic()
         with transaction.atomic(using=self.using):
-            self.health.refresh()
             ready = [item for item in self.stock if item.is_ready]
             concerned = [item.message.pk for item in (*ready, *(item for item, _outcome in turn.ended))]
             rows = Message.objects.held(concerned) if concerned else {}
@@ -432,9 +433,9 @@ class Dispatcher:
             return
         self._learn_fate()
         turn = self._next_turn()
+        self.health.refresh(at_once=True)
         with transaction.atomic(using=self.using):
             rows = Message.objects.held([item.message.pk for item, _outcome in turn.ended])
-            self.health.refresh(at_once=True)
             self._settle(turn, rows)
             if self.direct is None:
                 Message.objects.release_all(self.worker)

@@ -7,7 +7,7 @@ import logging
 
 import django
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from mailengine.conf import get_settings
@@ -330,3 +330,23 @@ def test_a_commit_that_fails_tells_nothing_and_leaves_the_incident_open(siren):
     health.note([result(WRONG_PASSWORD)])
 
     assert len(health.incidents.alerts) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_that_they_were_told_is_entered_while_no_message_can_be_locked(siren, monkeypatch):
+    """Messages are locked before providers, everywhere: else two processes may wait for each other."""
+    siren({"relay": {"script": ["misconfigured"]}, "spare": {}}, CONNECTIONS=1)
+    monkeypatch.setattr("mailengine.pipeline.picture.REFRESH_SECONDS", 0)
+    enter, within = type(ProviderState.objects.all()).told, []
+
+    def note(self, *args, **kwargs):
+        within.append(connection.in_atomic_block)
+        return enter(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(ProviderState.objects.all()), "told", note)
+    queue_many(20)
+
+    send()
+
+    assert statuses() == {"sent": 20}
+    assert set(within) == {False}
