@@ -67,9 +67,11 @@ class Shares:
     def _count(self, sharing: Sequence[Candidate]) -> Counter[str]:
         key = frozenset((candidate.alias, candidate.weight) for candidate in sharing)
         if key not in self._given:
-            given = self._given[key] = Counter()
             whole = sum(candidate.weight for candidate in sharing)
-            for _ in range(self._rng.randrange(whole // math.gcd(*(c.weight for c in sharing))) if sharing else 0):
+            place = self._rng.randrange(whole // math.gcd(*(c.weight for c in sharing))) if sharing else 0
+            # At the least; weights may be large, and few are left to be given one by one.
+            given = self._given[key] = Counter({c.alias: place * c.weight // whole for c in sharing})
+            for _ in range(place - given.total()):
                 given[min(sharing, key=lambda c: (given[c.alias] + 1) / c.weight).alias] += 1
         return self._given[key]
 

@@ -87,7 +87,9 @@ class TestShares:
         return given
 
     @pytest.mark.parametrize("seed", range(20))
-    @pytest.mark.parametrize("weights", [(1, 1), (1, 1, 1), (3, 1), (5, 3, 1, 1, 0), (1_000, 1), (6, 4)])
+    @pytest.mark.parametrize(
+        "weights", [(1, 1), (1, 1, 1), (3, 1), (5, 3, 1, 1, 0), (1_000, 1), (6, 4), (1_000_000_000, 999_999_999)]
+    )
     def test_each_gets_its_share_at_any_time(self, weights, seed):
         candidates = [Candidate(alias, weight=w) for alias, w in zip("abcde", weights, strict=False)]
         shares, given = Shares(rng=Random(seed)), Counter()
