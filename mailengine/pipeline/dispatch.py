@@ -10,6 +10,7 @@ When the database fails in passing, a run keeps what it knows, begins nothing, a
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -51,7 +52,7 @@ LOOK_AGAIN_SECONDS = 1.0
 WAIT_SECONDS = 0.2
 """How long the loop waits for a handover to end before it looks at the clock and the stop event again."""
 LIMIT_SECONDS = 0.05
-"""And how long before it asks again whether a provider's limit lets something begin."""
+"""Within how long after a provider's limit leaves something again the loop looks, where it waits for that."""
 BEGUN_TOO_LATE = Outcome(
     Kind.UNAVAILABLE, code="too late", detail="its lease ran out before its begin was durable", is_local=True
 )
@@ -293,7 +294,10 @@ class Dispatcher:
             return WAIT_SECONDS if self.in_flight and self._must_stop() else 0
         if not self.in_flight and not self.stock and not self.is_dry:
             return 0
-        return LIMIT_SECONDS if self.stock and self.health.limits.bind() else WAIT_SECONDS
+        if not self.stock or not self.health.limits.bind():
+            return WAIT_SECONDS
+        # Not all workers at the same instant, since the first may leave nothing to the others.
+        return min(self.health.limits.seconds_until_free() + random.uniform(0, LIMIT_SECONDS), WAIT_SECONDS)  # noqa: S311
 
     @contextmanager
     def _orderly_end(self) -> Iterator[None]:

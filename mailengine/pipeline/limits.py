@@ -27,6 +27,11 @@ class Limits:
         """Whether at least one provider may be given nothing at this very moment, or no bulk mail."""
         return any(self._left(alias, is_bulk=True) == 0 for alias in self.picture.settings.providers)
 
+    def seconds_until_free(self) -> float:
+        """How long until the first of the providers that `bind()` is about may be given something again."""
+        seconds = [self._free_in_seconds(alias, is_bulk=True) for alias in self.picture.settings.providers]
+        return min((wait for wait in seconds if wait > 0), default=0.0)
+
     def allow(self, alias: str, message: Message, *, planned: int = 0) -> bool:
         """Whether this message may begin there at this very moment, besides so many that are planned."""
         count = self._left(alias, is_bulk=is_bulk(message))
@@ -35,9 +40,7 @@ class Limits:
     def are_used_up(self, alias: str, *, is_bulk: bool) -> bool:
         """Whether it takes more than a moment until this provider may be given something; `is_bulk`: bulk mail."""
         moment = LONGEST_MOMENT_SECONDS if stopped_at() is None else 0.0  # none passes while a test stops the clock
-        now, usage = self.picture.now, self.picture.states[alias].usage
-        free = free_at(self._of(alias), usage, now=now, share=self._share(alias, is_bulk=is_bulk))
-        return (free - now).total_seconds() > moment
+        return self._free_in_seconds(alias, is_bulk=is_bulk) > moment
 
     def count(self, alias: str) -> None:
         """A handover to this provider begins."""
@@ -65,6 +68,11 @@ class Limits:
     def _left(self, alias: str, *, is_bulk: bool) -> int | None:
         share = self._share(alias, is_bulk=is_bulk)
         return left(self._of(alias), self.picture.states[alias].usage, now=self.picture.now, share=share)
+
+    def _free_in_seconds(self, alias: str, *, is_bulk: bool) -> float:
+        now, usage = self.picture.now, self.picture.states[alias].usage
+        free = free_at(self._of(alias), usage, now=now, share=self._share(alias, is_bulk=is_bulk))
+        return (free - now).total_seconds()
 
     def _share(self, alias: str, *, is_bulk: bool) -> float:
         """The part of its limits that this mail may use."""
