@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from django.db import transaction
 from django.utils.module_loading import import_string
 
 from .circuit import ProbeState, should_probe
@@ -18,15 +19,19 @@ from .outcomes import Outcome
 logger = logging.getLogger("mailengine.hooks")
 
 
-def prober(settings: Settings) -> Callable[[ProbeState], bool]:
-    """What decides whether to probe a provider that rests: SHOULD_PROBE, or `mailengine.circuit.should_probe`."""
+def prober(settings: Settings, *, using: str) -> Callable[[ProbeState], bool]:
+    """What decides whether to probe a provider that rests: SHOULD_PROBE, or `mailengine.circuit.should_probe`.
+
+    It is asked in the midst of transactions on the database `using`, which survive a query of its own that fails.
+    """
     theirs = _function(settings.should_probe)
     if theirs is None:
         return should_probe
 
     def decide(state: ProbeState) -> bool:
         try:
-            return bool(theirs(state))
+            with transaction.atomic(using=using):
+                return bool(theirs(state))
         except Exception:
             logger.exception("SHOULD_PROBE failed for %s; the probe interval decides", state.alias)
             return should_probe(state)

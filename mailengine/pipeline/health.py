@@ -9,6 +9,8 @@ from datetime import timedelta
 from functools import partial
 from uuid import UUID
 
+from django.db import router
+
 from ..circuit import ProbeState, probe_is_due, start_probe
 from ..clock import db_now, stopped_at
 from ..conf import Mode, Settings
@@ -42,7 +44,7 @@ class Health:
         self.limits = Limits(self.picture)
         self.incidents = Incidents(self.picture)
         self.policy = settings.circuit_policy
-        self._should_probe = prober(settings)
+        self._should_probe = prober(settings, using=router.db_for_write(ProviderState))
         self._pace = Pace(settings)
         self._others_wait: dict[tuple[str, bool], bool] = {}
         """What it has said, for one turn of the loop."""

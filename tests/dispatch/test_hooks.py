@@ -64,8 +64,9 @@ class TestShouldProbe:
         assert ledger(message) == [("b", "accepted")]
         assert project_hooks.SEEN
 
-    def test_one_that_fails_leaves_it_to_the_interval(self, broken, clock, caplog):
-        broken("tests.project_hooks.fail")
+    @pytest.mark.parametrize("name", ["fail", "ask_in_vain"])
+    def test_one_that_fails_leaves_it_to_the_interval(self, broken, clock, caplog, name):
+        broken(f"tests.project_hooks.{name}")
         first = queue()
         dispatch_slice()
         clock.advance(minutes=2)
