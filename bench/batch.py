@@ -5,26 +5,24 @@ The ESP is a server in a process of its own that speaks SendGrid's API, on the s
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-from support import ROOT, Figures, Medians, PeakMemory, addresses, main, say, scratch_database, words
+from support import ROOT, Figures, Medians, PeakMemory, Server, addresses, answer, main, scratch_database, words
 
 SENDER = "news@example.org"
 
 
 def drain(count: int, batch: int) -> Figures:
     """Send a job of `count` messages with this BATCH; then a fiftieth of it singly."""
-    with _server() as server, scratch_database():
-        in_calls = _send(count, batch, server.mailer)
+    with Server(__file__) as server, scratch_database():
+        mailer = _mailer(server.ask("port"))
+        in_calls = _send(count, batch, mailer)
         calls = server.ask("calls")
         few = count // 50
-        singly = _send(few, 1, server.mailer)
+        singly = _send(few, 1, mailer)
         accepted = server.ask("accepted")
         if accepted != count + few:
             raise SystemExit(f"{accepted} arrived, {count} and {few} were queued")
@@ -62,39 +60,17 @@ def line(figures: Medians) -> str:
     )
 
 
-class _Server:
-    """The ESP in the other process."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        url = f"http://127.0.0.1:{self.ask('port')}/v3/"
-        options = {"api_key": "bench", "api_url": url, "timeout": 30}
-        self.mailer: dict[str, object] = {"BACKEND": "anymail.backends.sendgrid.EmailBackend", "OPTIONS": options}
-
-    def ask(self, question: str) -> int:
-        if self._process.stdin is None or self._process.stdout is None:
-            raise ValueError("the server needs both pipes")
-        self._process.stdin.write(f"{question}\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
-
-
-@contextmanager
-def _server() -> Iterator[_Server]:
-    command = [sys.executable, str(Path(__file__)), "--server"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
-        yield _Server(process)  # leaving closes its standard input, on which it ends
+def _mailer(port: int) -> dict[str, object]:
+    options = {"api_key": "bench", "api_url": f"http://127.0.0.1:{port}/v3/", "timeout": 30}
+    return {"BACKEND": "anymail.backends.sendgrid.EmailBackend", "OPTIONS": options}
 
 
 def _serve() -> None:
-    """Answer "port", "calls" and "accepted" on standard input with a number, until that ends."""
     sys.path.insert(0, str(ROOT))
     from mailengine.testing import ESPServer
 
     with ESPServer() as server:
-        answers = {"port": lambda: server.port, "calls": lambda: server.calls, "accepted": lambda: len(server.accepted)}
-        for question in sys.stdin:
-            say(str(answers[question.strip()]()))
+        answer({"port": lambda: server.port, "calls": lambda: server.calls, "accepted": lambda: len(server.accepted)})
 
 
 CASES: dict[str, Callable[[], Figures]] = {

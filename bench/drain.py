@@ -7,22 +7,31 @@ The server runs in a process of its own, but on the same cores: it is part of wh
 from __future__ import annotations
 
 import smtplib
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-from support import ROOT, Figures, Medians, Statements, addresses, database_bytes, main, say, scratch_database, words
+from support import (
+    ROOT,
+    Figures,
+    Medians,
+    Server,
+    Statements,
+    addresses,
+    answer,
+    database_bytes,
+    main,
+    scratch_database,
+    words,
+)
 
 SENDER = "news@example.org"
 
 
 def drain(count: int) -> Figures:
     """Send a job of `count` messages, then as many mails by smtplib."""
-    with _server() as server, scratch_database(SMTP_PORT=str(server.port)) as connection:
+    with Server(__file__) as server, scratch_database(SMTP_PORT=str(server.ask("port"))) as connection:
         from django.core.mail import EmailMultiAlternatives
         from django.core.management import call_command
 
@@ -40,15 +49,15 @@ def drain(count: int) -> Figures:
             call_command("send_mail", max_time=3_600, verbosity=0)
             seconds, cpu_seconds = time.perf_counter() - started_at, time.process_time() - cpu_started_at
         sent = Message.objects.filter(status=Message.Status.SENT).count()
-        if not sent == server.accepted_count() == Attempt.objects.count() == count:
-            raise SystemExit(f"{sent} sent, {server.accepted_count()} arrived, {count} were queued")
+        if not sent == server.ask("accepted") == Attempt.objects.count() == count:
+            raise SystemExit(f"{sent} sent, {server.ask('accepted')} arrived, {count} were queued")
         sent_bytes = database_bytes(connection)
 
         email = EmailMultiAlternatives(subject, text, SENDER, ["reader@example.org"])
         email.attach_alternative(html, "text/html")
         rendered = email.message().as_bytes().replace(b"\n", b"\r\n")
         plain_started_at = time.perf_counter()
-        with smtplib.SMTP("127.0.0.1", server.port) as smtp:
+        with smtplib.SMTP("127.0.0.1", server.ask("port")) as smtp:
             for address in addresses(count):
                 smtp.sendmail(SENDER, [address], rendered)
         plain_seconds = time.perf_counter() - plain_started_at
@@ -73,39 +82,12 @@ def line(figures: Medians) -> str:
     )
 
 
-class _Server:
-    """The SMTP server in the other process."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        self.port = self._ask("port")
-
-    def accepted_count(self) -> int:
-        return self._ask("accepted")
-
-    def _ask(self, question: str) -> int:
-        if self._process.stdin is None or self._process.stdout is None:
-            raise ValueError("the server needs both pipes")
-        self._process.stdin.write(f"{question}\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
-
-
-@contextmanager
-def _server() -> Iterator[_Server]:
-    command = [sys.executable, str(Path(__file__)), "--server"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
-        yield _Server(process)  # leaving closes its standard input, on which it ends
-
-
 def _serve() -> None:
-    """Answer "port" and "accepted" on standard input with a number, until that ends."""
     sys.path.insert(0, str(ROOT))
     from mailengine.testing import SMTPServer
 
     with SMTPServer() as server:
-        for question in sys.stdin:
-            say(str(server.port if question == "port\n" else len(server.accepted)))
+        answer({"port": lambda: server.port, "accepted": lambda: len(server.accepted)})
 
 
 CASES: dict[str, Callable[[], Figures]] = {"500": partial(drain, 500), "5000": partial(drain, 5_000)}

@@ -199,6 +199,36 @@ class Statements:
         return result
 
 
+class Server:
+    """A server in another process, which answers questions with a number, one line each; up within the `with` block.
+
+    `script` is to be run with `--server`, and calls `answer()` then.
+    """
+
+    def __init__(self, script: str) -> None:
+        command = [sys.executable, script, "--server"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.__exit__(None, None, None)  # closes its standard input, on which it ends
+
+    def ask(self, question: str) -> int:
+        if self._process.stdin is None or self._process.stdout is None:
+            raise ValueError("the server needs both pipes")
+        self._process.stdin.write(f"{question}\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+
+def answer(answers: Mapping[str, Callable[[], int]]) -> None:
+    """Answer the questions on standard input, until that ends."""
+    for question in sys.stdin:
+        say(str(answers[question.strip()]()))
+
+
 class PeakMemory:
     """How far the memory of this process rises above where it stood: `.growth` in bytes."""
 
