@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from mailengine.testing import SMTPServer
+from mailengine.testing import FakeProvider, SMTPServer
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    """Scripts of fake providers start anew."""
+    FakeProvider.reset()
+    yield
+    FakeProvider.reset()
 
 
 @pytest.fixture

@@ -6,18 +6,10 @@ import pytest
 
 from mailengine import queue_job, queue_mail
 from mailengine.models import MessageJob
-from mailengine.testing import FakeProvider
 
 from .helpers import ledger, queue, send, statuses
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    FakeProvider.reset()
-    yield
-    FakeProvider.reset()
 
 
 def allow(configure, *senders, relay=(), **mailengine):

@@ -25,13 +25,6 @@ pytestmark = pytest.mark.django_db
 DOWN = {"fails_every": 1}
 
 
-@pytest.fixture(autouse=True)
-def _fresh():
-    FakeProvider.reset()
-    yield
-    FakeProvider.reset()
-
-
 def accepted(alias: str) -> int:
     return len(FakeProvider.named(alias).accepted)
 

@@ -16,13 +16,6 @@ from .helpers import queue_many, statuses
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture(autouse=True)
-def _fresh():
-    FakeProvider.reset()
-    yield
-    FakeProvider.reset()
-
-
 @pytest.fixture
 def esps(configure, settings):
     """Mailgun and, if it fails, Postmark: real servers behind Anymail's backends."""

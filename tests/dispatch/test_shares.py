@@ -13,18 +13,10 @@ from django.db import connections
 from mailengine import dispatch_slice, queue_job
 from mailengine.models import Attempt, ProviderState
 from mailengine.outcomes import Kind, Outcome
-from mailengine.testing import FakeProvider
 
 from .helpers import ledger, queue, queue_many, send, statuses
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    FakeProvider.reset()
-    yield
-    FakeProvider.reset()
 
 
 def queue_job_for(count: int) -> None:
