@@ -509,7 +509,7 @@ class Dispatcher:
         return claim
 
     def _claim_beside(self) -> Claim | None:
-        """Where the stock waits for a provider's limit: take mail of other streams, lest it wait for that, too."""
+        """Where the stock waits for a provider, slow or limited: take mail of other streams, lest it wait as well."""
         if not self.team.idle_count or self.claims.suspects:
             return None
         if time.monotonic() < self.looked_beside_at + LOOK_AGAIN_SECONDS:

@@ -90,9 +90,7 @@ class Stock:
         return self.team.idle_count > 0 and any(item.is_ready and room.reserve(item) for item in self._items)
 
     def held_up(self) -> list[Item]:
-        """While a provider's limit binds: what can't begin at this moment."""
-        if not self.health.limits.bind():
-            return []
+        """What its provider has no room for at this moment, or no more by its limits."""
         room = Room(self.health, busy=self.team.in_flight)
         return [item for item in self._items if not room.reserve(item)]
 

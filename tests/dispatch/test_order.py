@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from threading import Event
 
@@ -197,6 +198,24 @@ def test_streams_use_the_providers_they_name(configure):
 
     assert addresses(FakeProvider.named("cheap")) == ["a@example.org"]
     assert addresses(FakeProvider.named("fast")) == ["b@example.org"]
+
+
+def test_mail_of_another_stream_does_not_wait_for_a_slow_provider(configure, handed_over):
+    """However much there is for that one."""
+    streams = {"slow": {"PROVIDERS": ["a"]}, "fast": {"PROVIDERS": ["b"]}}
+    configure({"a": {}, "b": {}}, PROVIDERS={"a": {"CONNECTIONS": 1}, "b": {}}, STREAMS=streams)
+    queue_many(40, stream="slow")
+    queue_many(40, stream="fast")
+    handovers = handed_over(lambda alias, _email: time.sleep(0.1 * (alias == "a")) or Outcome(Kind.ACCEPTED))
+    stop = Event()
+
+    def stop_when_through(_report):
+        if [alias for alias, *_ in handovers].count("b") == 40:
+            stop.set()
+
+    Dispatcher("send_mail", stop=stop, on_progress=stop_when_through).run()
+
+    assert [alias for alias, *_ in handovers].count("a") < 24  # of 40, claimed by sixteen
 
 
 def test_bulk_waits_when_its_only_provider_is_down_and_other_mail_goes_on(configure):
