@@ -6,7 +6,6 @@ from collections.abc import Collection
 
 from django.db.models import Q
 
-from ..conf import Settings
 from ..models import Lease, Message, Priority
 from ..models.bulk import Asked
 from ..models.messages import MessageQuerySet, Status
@@ -17,10 +16,7 @@ from .items import Claim
 class Claims:
     """The queue as one run sees it. `deferred` and `streams` as for the `Dispatcher`."""
 
-    def __init__(
-        self, settings: Settings, health: Health, *, deferred: bool = False, streams: Collection[str] | None = None
-    ) -> None:
-        self.settings = settings
+    def __init__(self, health: Health, *, deferred: bool = False, streams: Collection[str] | None = None) -> None:
         self.health = health
         self.streams = None if streams is None else set(streams)
         self.statuses = [Status.DEFERRED] if deferred else [Status.QUEUED, Status.UNCERTAIN]
@@ -79,7 +75,9 @@ class Claims:
         return [message for message in claim.messages if not message.is_suspect]
 
     def _take(self, candidates: MessageQuerySet, lease: Lease, *, limit: int, is_suspect: bool = False) -> Claim | None:
-        messages = candidates.claim(lease, statuses=self.statuses, seconds=self.settings.lease_seconds, limit=limit)
+        messages = candidates.claim(
+            lease, statuses=self.statuses, seconds=self.health.settings.lease_seconds, limit=limit
+        )
         return Claim(messages, lease, is_suspect) if messages else None
 
     def _due(self, *, in_seconds: float = 0) -> MessageQuerySet:
@@ -101,8 +99,8 @@ class Claims:
         usable = self.health.usable_streams(whatever_the_limits=whatever_the_limits)
         for_bulk = self.health.usable_streams(is_bulk=True, whatever_the_limits=whatever_the_limits)
         can_go = self._in_streams(usable)
-        if for_bulk != usable:
-            bulk_can_go = Q(priority__lt=Priority.BULK) | (self._in_streams(for_bulk) or Q())
+        if for_bulk != usable and (in_streams := self._in_streams(for_bulk)) is not None:
+            bulk_can_go = Q(priority__lt=Priority.BULK) | in_streams
             can_go = bulk_can_go if can_go is None else can_go & bulk_can_go
         if can_go is not None and (draining := self.health.draining()):
             can_go |= Q(status=Status.UNCERTAIN, provider__in=draining)
@@ -110,7 +108,7 @@ class Claims:
 
     def _in_streams(self, usable: Collection[str]) -> Q | None:
         """The mail of these streams; None when that is all of it."""
-        blocked = set(self.settings.streams) - set(usable)
+        blocked = set(self.health.settings.streams) - set(usable)
         if not blocked:
             return None
         # Mail of a stream that the settings no longer have goes as transactional mail does.

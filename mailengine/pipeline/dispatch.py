@@ -118,7 +118,7 @@ class Dispatcher:
         self.report = Report(command)
         self.health = Health(self.settings)
         self.team: Team[Call] = Team(self._team_size(), grace_seconds=self.settings.lease_margin_seconds / 2)
-        self.claims = Claims(self.settings, self.health, deferred=deferred, streams=streams)
+        self.claims = Claims(self.health, deferred=deferred, streams=streams)
         self.in_flight: dict[UUID, Item] = {}
         self.ended: list[tuple[Item, Outcome]] = []
         """What came of handovers, until it is durable."""

@@ -203,7 +203,7 @@ class Health:
     def _candidate(self, alias: str, *, is_bulk: bool) -> Candidate:
         state, policy = self.picture.states[alias], self.settings.provider(alias)
         in_use = policy.mode in {Mode.ENABLED, Mode.DRAINING}
-        is_limited = in_use and self.limits.are_used_up(alias, is_bulk=is_bulk)
+        is_limited = in_use and self.limits.forbid_for_long(alias, is_bulk=is_bulk)
         is_usable = in_use and state.circuit.is_usable(now=self.picture.now)
         return Candidate(
             alias,

@@ -90,8 +90,9 @@ class Ledger:
         number_of = {item.message.pk: number for number, call in enumerate(planned) for item in call.items}
         calls: dict[object, Call] = {}
         for item in items:
-            # A probe goes alone, and what goes elsewhere than was planned goes with others that do.
-            together = item.message.pk if item.is_probe else (number_of[item.message.pk], item.provider)
+            # A probe goes alone, and so does what goes elsewhere than was planned: how many would that provider take?
+            is_alone = item.is_probe or item.provider != item.reserved
+            together = item.message.pk if is_alone else number_of[item.message.pk]
             item.call = calls.setdefault(together, Call([]))
             item.call.items.append(item)
         Attempt.objects.begin(

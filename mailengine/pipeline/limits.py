@@ -37,7 +37,7 @@ class Limits:
         count = self._left(alias, is_bulk=is_bulk(message))
         return count is None or planned < count
 
-    def are_used_up(self, alias: str, *, is_bulk: bool) -> bool:
+    def forbid_for_long(self, alias: str, *, is_bulk: bool) -> bool:
         """Whether it takes more than a moment until this provider may be given something; `is_bulk`: bulk mail."""
         moment = LONGEST_MOMENT_SECONDS if stopped_at() is None else 0.0  # none passes while a test stops the clock
         return self._free_in_seconds(alias, is_bulk=is_bulk) > moment
