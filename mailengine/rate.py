@@ -77,7 +77,7 @@ class Limit:
         return {n: count for n, count in slices.items() if abs(n - current) < self.slice_count}
 
     def _allowed(self, share: float) -> int:
-        return max(math.floor(self.most * share), 1)
+        return max(math.floor(self.most * share + 1e-6), 1)  # 1 - 0.9 is a little less than a tenth
 
     def _slice(self, now: datetime) -> int:
         # A microsecond more, lest the instant at which a slice begins be rounded to before it.

@@ -42,7 +42,7 @@ BROKEN = frozenset({THROTTLED, RESTING, MISCONFIGURED})
 SWITCHED_OFF = frozenset({DRAINING, DISABLED, RETIRED, NOT_CONFIGURED})
 """Somebody wants it so."""
 MOMENT = timedelta(seconds=5)
-"""A limit that lets the next one go within that is waited for by a run; see `pipeline/health.py`."""
+"""A limit that lets the next one go within that is waited for by a run; see `pipeline/limits.py`."""
 
 Clock = Callable[[datetime], str]
 """How an instant is written."""

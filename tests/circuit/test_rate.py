@@ -112,6 +112,10 @@ def test_a_reserve_is_left_by_those_who_may_not_use_it():
     assert left(TEN_A_SECOND, usage, now=NOON) == 1
 
 
+def test_a_reserve_is_not_rounded_up():
+    assert left(limits_of("50000/day"), {}, now=NOON, share=1 - 0.9) == 5_000
+
+
 def test_a_reserve_never_takes_the_last_one():
     one_a_second = limits_of("1/s")
     assert left(one_a_second, {}, now=NOON, share=0.9) == 1
