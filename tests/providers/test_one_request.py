@@ -130,9 +130,7 @@ def test_mails_in_a_row_share_a_connection(connect):
     assert server.connection_count == 1
 
 
-DEADLINE_SECONDS = 1.0
-CUT = {"HTTP 200", "TimeoutError"}
-"""Whichever: where the deadline finds the answer is a matter of how busy the machine is."""
+DEADLINE_SECONDS = 1.5
 
 
 def says_and_drips(said, then):
@@ -141,21 +139,21 @@ def says_and_drips(said, then):
 
 SLOW = {
     # what the server does                                                           the outcome
-    "silence": (hangs, Kind.UNCERTAIN, {"TimeoutError"}),
-    "a dripped status line": (drips(b"HTTP/1.1 ", then=b" "), Kind.UNCERTAIN, {"TimeoutError"}),
-    "dripped headers": (says_and_drips(b"HTTP/1.1 200 OK\r\n", b"X-A: 1\r\n"), Kind.UNCERTAIN, CUT),
-    "a dripped refusal": (says_and_drips(b"HTTP/1.1 400 Bad\r\n", b"X-A: 1\r\n"), Kind.REFUSED, {"HTTP 400"}),
+    "silence": (hangs, Kind.UNCERTAIN, "TimeoutError"),
+    "a dripped status line": (drips(b"HTTP/1.1 ", then=b" "), Kind.UNCERTAIN, "TimeoutError"),
+    "dripped headers": (says_and_drips(b"HTTP/1.1 200 OK\r\n", b"X-A: 1\r\n"), Kind.UNCERTAIN, "HTTP 200"),
+    "a dripped refusal": (says_and_drips(b"HTTP/1.1 400 Bad\r\n", b"X-A: 1\r\n"), Kind.REFUSED, "HTTP 400"),
     "a dripped body": (
         says_and_drips(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", b"x"),
         Kind.UNCERTAIN,
-        {"TimeoutError"},
+        "TimeoutError",
     ),
     "a body dripped in chunks": (
         says_and_drips(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
         Kind.UNCERTAIN,
-        {"TimeoutError"},
+        "TimeoutError",
     ),
-    "a dripped body without a length": (says_and_drips(b"HTTP/1.1 200 OK\r\n\r\n", b"x"), Kind.UNCERTAIN, CUT),
+    "a dripped body without a length": (says_and_drips(b"HTTP/1.1 200 OK\r\n\r\n", b"x"), Kind.UNCERTAIN, "HTTP 200"),
 }
 
 
@@ -167,11 +165,11 @@ def test_a_handover_is_over_at_its_deadline_whatever_the_server_does(connect, sl
         connection = connect(server, mailgun)
         if is_kept:
             assert connection.hand_over(an_email()).kind is Kind.ACCEPTED
-        server.answer, kind, codes = SLOW[slow]
+        server.answer, kind, code = SLOW[slow]
         began_at = time.monotonic()
         outcome = connection.hand_over(an_email(), until=began_at + DEADLINE_SECONDS)
 
-        assert (outcome.kind, outcome.code in codes) == (kind, True), outcome
+        assert (outcome.kind, outcome.code) == (kind, code)
         assert time.monotonic() - began_at < GIVE_UP_SECONDS / 2
         server.answer = TAKEN
         assert connection.hand_over(an_email()).kind is Kind.ACCEPTED
