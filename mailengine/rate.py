@@ -25,6 +25,8 @@ WINDOWS = {"s": 1, "min": 60, "h": 3_600, "day": DAY}
 """Seconds, by the unit of a rate."""
 _RATE = re.compile(r"(\d{1,9})\s*/\s*(s|min|h|day)")
 
+LONGEST_MOMENT_SECONDS = 5.0
+"""A run waits for a provider that may be given nothing for no longer than this; what takes longer is the next run's."""
 RECOVERY_SECONDS = 120.0
 """How long it takes until a provider that was slowed down is given twice as much."""
 FORGOTTEN_SECONDS = 3_600.0

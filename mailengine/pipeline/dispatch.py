@@ -30,6 +30,7 @@ from ..models import Lease, Message, MessageJob, Worker
 from ..models.messages import Status, Verdict
 from ..outcomes import Kind, Outcome
 from ..providers.batch import CallRefused
+from ..rate import LONGEST_MOMENT_SECONDS
 from .alerts import send_alert
 from .claims import Claims
 from .compose import ComposedEmail
@@ -37,7 +38,6 @@ from .composer import Composer
 from .health import Health
 from .items import Call, Claim, Item
 from .ledger import Ledger
-from .limits import LONGEST_MOMENT_SECONDS
 from .outage import may_try_again, one_line_of, waits
 from .report import Report
 from .senders import Team

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from ..clock import stopped_at
 from ..models import Message, Priority
-from ..rate import Limit, free_at, left, taken
+from ..rate import LONGEST_MOMENT_SECONDS, Limit, free_at, left, taken
 from .picture import Picture
-
-LONGEST_MOMENT_SECONDS = 5.0
-"""A provider that wants to be left alone for no longer than this is waited for; later it is the next run's."""
 
 
 class Limits:

@@ -17,7 +17,7 @@ from ..conf import Mode, ProviderPolicy, Settings, get_settings
 from ..models import Message, ProviderState
 from ..models.messages import Status
 from ..providers.build import has_network, is_queue
-from ..rate import Limit, free_at
+from ..rate import LONGEST_MOMENT_SECONDS, Limit, free_at
 from .traffic import ByProvider, Traffic, traffic_by_provider
 from .trouble import Trouble, trouble_of
 
@@ -41,8 +41,7 @@ BROKEN = frozenset({THROTTLED, RESTING, MISCONFIGURED})
 """It should be in use, and can't be."""
 SWITCHED_OFF = frozenset({DRAINING, DISABLED, RETIRED, NOT_CONFIGURED})
 """Somebody wants it so."""
-MOMENT = timedelta(seconds=5)
-"""A limit that lets the next one go within that is waited for by a run; see `pipeline/limits.py`."""
+MOMENT = timedelta(seconds=LONGEST_MOMENT_SECONDS)
 
 Clock = Callable[[datetime], str]
 """How an instant is written."""
