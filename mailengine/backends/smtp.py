@@ -10,12 +10,8 @@ import ssl
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from email import encoders
-from email.generator import BytesGenerator
-from email.policy import SMTP as SMTP_POLICY
 from email.utils import parseaddr
 from enum import Enum
-from io import BytesIO
 from typing import Any, BinaryIO
 
 import django
@@ -27,6 +23,7 @@ from django.utils.module_loading import import_string
 from ..compat import mailer_aliases, mailer_backend_path, mailer_options
 from ..conf import get_settings
 from ..deadline import Deadline, check, connect, current, guard
+from .wire import MODERN_MAIL, WireMail, render
 
 DEFAULT_ALIAS = "default"
 DEFAULT_TIMEOUT_SECONDS = 60.0
@@ -34,15 +31,9 @@ GOODBYE_SECONDS = 2.0
 """How long we wait for an answer that changes nothing any more: to QUIT, to RSET after a refusal, or after a connection
 broke in the body."""
 
-MODERN_MAIL = django.VERSION >= (6, 0)
-"""Whether Django builds mail with Python's modern email API, and checks envelope addresses itself."""
-
-_SEVEN_BIT = SMTP_POLICY.clone(cte_type="7bit")
 _NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or the final dot waits for the ACK of what went before it
 _CUT_OFF = (smtplib.SMTPServerDisconnected, ConnectionError, TimeoutError, ssl.SSLError)
 """What comes of a socket that was shut down; and of others, but then the time isn't over."""
-PIECE = 100_000
-"""So many characters of a part at least are written at a time."""
 _LEADING_DOT = re.compile(rb"^\.", re.MULTILINE)
 
 
@@ -107,8 +98,11 @@ class SMTPBackend(DjangoSMTPBackend):
             opened = super().open()
         return False if opened and is_broken else opened
 
-    def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
-        """Send each in turn and return how many the server took; the first error ends it."""
+    def send_messages(self, email_messages: Sequence[EmailMessage | WireMail]) -> int:
+        """Send each in turn and return how many the server took; the first error ends it.
+
+        A `WireMail` goes as it is.
+        """
         sent_count = 0
         opened_here = False
         with self._lock:
@@ -119,7 +113,7 @@ class SMTPBackend(DjangoSMTPBackend):
                         if not recipients:
                             continue
                         sender = self._envelope_address(email.from_email)
-                        content = render(email)
+                        content = b"".join(email.pieces) if isinstance(email, WireMail) else render(email)
                     with _send_deadline() as deadline:
                         opened = self.open()
                         if opened is None or not self.connection:
@@ -133,9 +127,11 @@ class SMTPBackend(DjangoSMTPBackend):
                     self.close()  # what failed to open as well
         return sent_count
 
-    def _send_content(self, email: EmailMessage, sender: str, recipients: dict[str, str], content: bytes) -> bool:
-        email.mailengine_refusals = {}  # type: ignore[attr-defined]
-        email.mailengine_sha256 = hashlib.sha256(content).digest()  # type: ignore[attr-defined]
+    def _send_content(
+        self, email: EmailMessage | WireMail, sender: str, recipients: dict[str, str], content: bytes
+    ) -> bool:
+        email.mailengine_refusals = {}  # type: ignore[union-attr]
+        email.mailengine_sha256 = hashlib.sha256(content).digest()  # type: ignore[union-attr]
         try:
             refused = self.connection.sendmail(  # type: ignore[union-attr]  # open() has been called
                 sender, list(recipients), content
@@ -144,12 +140,12 @@ class SMTPBackend(DjangoSMTPBackend):
             if not self.fail_silently:
                 raise
             return False
-        email.mailengine_refusals = {  # type: ignore[attr-defined]
+        email.mailengine_refusals = {  # type: ignore[union-attr]
             recipients[address]: reply for address, reply in refused.items()
         }
         return True
 
-    def _envelope_recipients(self, email: EmailMessage) -> dict[str, str]:
+    def _envelope_recipients(self, email: EmailMessage | WireMail) -> dict[str, str]:
         """Each recipient once: the address as SMTP needs it -> the bare address as the email has it."""
         return {self._envelope_address(address): parseaddr(address)[1] for address in email.recipients()}
 
@@ -182,36 +178,6 @@ def _marking_errors(phase: Phase) -> Iterator[None]:
     except Exception as error:
         set_phase(error, phase)
         raise
-
-
-def render(email: EmailMessage) -> bytes:
-    """The email as it goes over the wire: CRLF at the end of each line, and no byte above 127.
-
-    We never ask for 8BITMIME, so mail must not depend on it; and the same email gives the same bytes at each server.
-    """
-    if MODERN_MAIL:
-        message = email.message(policy=_SEVEN_BIT)
-    else:
-        message = email.message()
-        for part in message.walk():
-            if str(part["Content-Transfer-Encoding"]).lower() == "8bit" and not part.is_multipart():
-                del part["Content-Transfer-Encoding"]
-                encoders.encode_quopri(part)
-    with BytesIO() as file:
-        _Generator(file, mangle_from_=False, policy=message.policy).flatten(message, linesep="\r\n")
-        content = file.getvalue()
-    return content if content.endswith(b"\r\n") else content + b"\r\n"
-
-
-class _Generator(BytesGenerator):
-    """Python's, which would make a list of all lines of a part: for a large file, twice its size in memory."""
-
-    def _write_lines(self, lines: str) -> None:
-        start = 0
-        while start < len(lines):
-            end = lines.find("\n", start + PIECE) + 1 or len(lines)
-            super()._write_lines(lines[start:end])  # type: ignore[misc]  # private, and so since Python 3.3
-            start = end
 
 
 def _send_deadline() -> Deadline:

@@ -21,7 +21,7 @@ from django.core.mail import EmailMultiAlternatives
 from django.utils.dateparse import parse_date, parse_datetime
 
 from ..addresses import Address, parse_address
-from ..backends.smtp import MODERN_MAIL
+from ..backends.wire import MODERN_MAIL
 from ..compat import mime_part
 from ..errors import InvalidAddress, InvalidMail, MailengineError
 from ..headers import WORD, header_text

@@ -11,7 +11,7 @@ from django.core.mail import EmailMultiAlternatives
 from django.core.management import call_command
 
 from mailengine import queue_job, queue_mail, queue_message
-from mailengine.backends.smtp import render
+from mailengine.backends.wire import render
 from mailengine.models import Message
 from mailengine.pipeline.compose import compose, load_words
 

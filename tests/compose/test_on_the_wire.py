@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mailengine import dispatch_slice, queue_mail, queue_message
-from mailengine.backends.smtp import render
+from mailengine.backends.wire import render
 from mailengine.errors import InvalidAddress, InvalidMail
 from mailengine.models import Message
 from mailengine.pipeline.compose import compose, load_words

@@ -15,7 +15,8 @@ import django
 import pytest
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 
-from mailengine.backends.smtp import Phase, SMTPBackend, phase_of, render
+from mailengine.backends.smtp import Phase, SMTPBackend, phase_of
+from mailengine.backends.wire import render
 from mailengine.compat import get_mailer
 from mailengine.deadline import Deadline
 from mailengine.deadline import _watchdog as watchdog

@@ -1,0 +1,73 @@
+"""Mail as it goes over the wire: `render()` makes the bytes of an email, a `WireMail` has them already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from email import encoders
+from email.generator import BytesGenerator
+from email.policy import SMTP as SMTP_POLICY
+from io import BytesIO
+
+import django
+from django.core.mail import EmailMessage
+
+MODERN_MAIL = django.VERSION >= (6, 0)
+"""Whether Django builds mail with Python's modern email API, and checks envelope addresses itself."""
+PIECE = 100_000
+"""So many characters of a part at least are written at a time."""
+
+_SEVEN_BIT = SMTP_POLICY.clone(cte_type="7bit")
+
+
+@dataclass(eq=False)
+class WireMail:
+    """A mail that is bytes already, for an `SMTPBackend`: it stands where an EmailMessage would.
+
+    `pieces`, one after another, are what `render()` would give: lines that end in CRLF, the last one too, 7-bit clean,
+    not dot-stuffed.
+    """
+
+    from_email: str
+    to: Sequence[str]
+    """Everybody in the envelope."""
+    pieces: Sequence[bytes]
+    has_dots: bool = True
+    """Whether a line of it may begin with a dot; those that know better save a look at each."""
+    mailengine_sha256: bytes = b""
+    """Of the bytes, once they were handed over."""
+    mailengine_refusals: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    """See `SMTPBackend`."""
+
+    def recipients(self) -> list[str]:
+        return [address for address in self.to if address]
+
+
+def render(email: EmailMessage) -> bytes:
+    """The email as it goes over the wire: CRLF at the end of each line, and no byte above 127.
+
+    We never ask for 8BITMIME, so mail must not depend on it; and the same email gives the same bytes at each server.
+    """
+    if MODERN_MAIL:
+        message = email.message(policy=_SEVEN_BIT)
+    else:
+        message = email.message()
+        for part in message.walk():
+            if str(part["Content-Transfer-Encoding"]).lower() == "8bit" and not part.is_multipart():
+                del part["Content-Transfer-Encoding"]
+                encoders.encode_quopri(part)
+    with BytesIO() as file:
+        _Generator(file, mangle_from_=False, policy=message.policy).flatten(message, linesep="\r\n")
+        content = file.getvalue()
+    return content if content.endswith(b"\r\n") else content + b"\r\n"
+
+
+class _Generator(BytesGenerator):
+    """Python's, which would make a list of all lines of a part: for a large file, twice its size in memory."""
+
+    def _write_lines(self, lines: str) -> None:
+        start = 0
+        while start < len(lines):
+            end = lines.find("\n", start + PIECE) + 1 or len(lines)
+            super()._write_lines(lines[start:end])  # type: ignore[misc]  # private, and so since Python 3.3
+            start = end
