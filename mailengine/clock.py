@@ -92,16 +92,20 @@ def db_now(seconds: float = 0) -> DatabaseNow:
     return DatabaseNow(seconds)
 
 
-def read_now(using: str) -> datetime:
-    """This instant by the clock of the database `using`, as an aware datetime."""
+def now_sql(connection: BaseDatabaseWrapper, seconds: float = 0) -> str:
+    """`db_now(seconds)` as SQL, which has no parameters and goes where those of a statement are put in."""
     from django.db.models.sql import Query
 
+    sql, _params = Query(None).get_compiler(connection=connection).compile(DatabaseNow(seconds))
+    return str(sql)
+
+
+def read_now(using: str) -> datetime:
+    """This instant by the clock of the database `using`, as an aware datetime."""
     connection = connections[using]
     expression = DatabaseNow()
-    compiler = Query(None).get_compiler(connection=connection)
-    sql, params = compiler.compile(expression)
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT {sql}", params or ())
+        cursor.execute(f"SELECT {now_sql(connection)}", ())
         (value,) = cursor.fetchone()
     for convert in [*connection.ops.get_db_converters(expression), *expression.get_db_converters(connection)]:
         value = convert(value, expression, connection)

@@ -8,12 +8,11 @@ from datetime import datetime
 from uuid import UUID
 
 from django.db import models
-from django.db.models import Max, Q
 from django.utils.translation import gettext_lazy as _
 
 from ..clock import db_now
 from ..outcomes import CODE_LENGTH, Kind, Outcome
-from .bulk import update_rows
+from .bulk import insert_rows, select_among, update_rows
 from .indexes import TimeIndex
 from .messages import Message
 from .workers import Worker
@@ -42,15 +41,14 @@ class Series:
 
 
 class AttemptQuerySet(models.QuerySet["Attempt"]):
-    def records(self, message_ids: Iterable[UUID]) -> dict[UUID, Record]:
+    def records(self, message_ids: Collection[UUID]) -> dict[UUID, Record]:
         """What the ledger says of each of these messages; those it does not know are left out."""
-        rows = (
-            self.filter(message_id__in=list(message_ids))
-            .values("message_id")
-            .annotate(last=Max("number"), accepted=models.Count("id", filter=Q(outcome=Kind.ACCEPTED)))
-            .order_by()
-        )
-        return {row["message_id"]: Record(row["last"], row["accepted"] > 0) for row in rows}
+        found: dict[UUID, Record] = {}
+        columns = ["message", "number", "outcome"]
+        for pk, number, outcome in select_among(Attempt, columns, key="message", values=message_ids, using=self.db):
+            known = found.get(pk, Record())
+            found[pk] = Record(max(known.last_number, number), known.accepted or outcome == Kind.ACCEPTED)
+        return found
 
     def series(self, message_ids: Iterable[UUID]) -> dict[tuple[UUID, str], Series]:
         """By (message, provider): what is still open there; most have none."""
@@ -78,7 +76,7 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
         numbers: Mapping[UUID, tuple[int, str]],
         *,
         worker: Worker,
-        now: datetime | None = None,
+        now: datetime,
         together: Mapping[UUID, int] | None = None,
     ) -> None:
         """Enter that these messages are about to be handed over: id → (number of the attempt, provider).
@@ -86,18 +84,19 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
         `together` are those that go in one call with others, with how many messages it carries.
         """
         sizes = together or {}
-        rows = [
-            Attempt(
-                message_id=message_id,
-                number=number,
-                provider=provider,
-                worker=worker,
-                begun_at=now or db_now(),
-                call_size=sizes.get(message_id, 1),
-            )
-            for message_id, (number, provider) in numbers.items()
-        ]
-        Attempt.objects.bulk_create(rows)
+        insert_rows(
+            Attempt,
+            [(pk, number, provider, sizes.get(pk, 1)) for pk, (number, provider) in numbers.items()],
+            columns=["message", "number", "provider", "call_size"],
+            constants={
+                "worker": worker.pk,
+                "begun_at": now,
+                "outcome": "",
+                "code": "",
+                "detail": "",
+            },
+            using=self.db,
+        )
 
     def end_many(self, ended: Iterable[tuple[UUID, int, Outcome]], *, now: datetime) -> None:
         """Enter what came of these: (message, number of the attempt, outcome) each; see `end()`.
@@ -112,13 +111,14 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
             proven.update(accepted.values_list("message_id", "number"))
         update_rows(
             Attempt,
-            (
-                (now, str(o.kind), o.code, o.detail, o.sha256 or None, pk, number)
+            [
+                (str(o.kind), o.code, o.detail, o.sha256 or None, pk, number)
                 for pk, number, o in ended
                 if o.kind is Kind.ACCEPTED or (pk, number) not in proven
-            ),
-            columns=["ended_at", "outcome", "code", "detail", "sha256"],
+            ],
+            columns=["outcome", "code", "detail", "sha256"],
             keys=["message", "number"],
+            constants={"ended_at": now},
             using=self.db,
         )
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from django.core.serializers.json import DjangoJSONEncoder
@@ -19,10 +19,10 @@ from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Coalesce, Greatest
 from django.utils.translation import gettext_lazy as _
 
-from ..clock import db_now
+from ..clock import db_now, now_sql
 from ..ids import uuid7
 from ..outcomes import Kind, Outcome, one_line
-from .bulk import insert_copies, update_rows
+from .bulk import insert_copies, read, select_among, update_rows
 from .content import Content
 from .fields import JSONField
 from .indexes import OpenIndex
@@ -38,6 +38,8 @@ SUSPECT_CLAIMS = 2
 POISON_CLAIMS = 3
 """The same, from which on it is set aside."""
 REASON_LENGTH = 500
+ORDER = ("priority", "available_at", "id")
+"""In which messages are claimed."""
 RESCUE_BATCH = 500
 EXPIRY_BATCH = 1_000
 
@@ -78,6 +80,14 @@ class Lease:
     @property
     def is_trusted(self) -> bool:
         return time.monotonic() < self.trusted_until
+
+
+class Hold(NamedTuple):
+    """What `held()` says of a message, which it has locked."""
+
+    lease: UUID | None
+    """Whose it is."""
+    now: datetime
 
 
 @dataclass(frozen=True)
@@ -153,6 +163,8 @@ class MessageQuerySet(models.QuerySet["Message"]):
         By priority, then due time, then age. Messages that another worker is taking at this moment are passed over,
         not waited for. To be called in a transaction that is committed before anything is sent.
         """
+        if connections[self.db].vendor == "postgresql":
+            return self._claim_at_once(lease, statuses, seconds=seconds, limit=limit)
         rows = self._next_due(statuses, limit)
         if rows:
             Message.objects.filter(pk__in=[row.pk for row in rows], status__in=statuses).update(
@@ -168,24 +180,44 @@ class MessageQuerySet(models.QuerySet["Message"]):
             row.claim_count += 1
         return rows
 
+    def _claim_at_once(self, lease: Lease, statuses: Sequence[Status], *, seconds: float, limit: int) -> list[Message]:
+        """The same in one statement."""
+        connection = connections[self.db]
+        due = self.filter(status__in=statuses).due().order_by(*ORDER).select_for_update(skip_locked=True)
+        ids, params = due.values_list("pk")[:limit].query.sql_with_params()
+        fields = Message._meta.concrete_fields
+        with connection.cursor() as cursor:
+            # As an array, which is made once: a join may look for the first due rows again and again.
+            cursor.execute(
+                f"UPDATE {Message._meta.db_table} SET claimed_from = status, status = %s, lease = %s,"  # noqa: S608
+                f" leased_until = {now_sql(connection, seconds)}, worker_id = %s, claim_count = claim_count + 1"
+                f" WHERE id = ANY(ARRAY({ids})) RETURNING {', '.join(str(field.column) for field in fields)}",
+                [Status.SENDING, lease.id, lease.worker.pk, *params],
+            )
+            rows = read(cursor.fetchall(), fields, connection)
+        names = [field.attname for field in fields]
+        claimed = [Message.from_db(self.db, names, row) for row in rows]
+        for message in claimed:
+            message.worker = lease.worker
+        return sorted(claimed, key=_place_in_the_queue)
+
     def _next_due(self, statuses: Sequence[Status], limit: int) -> list[Message]:
         """The first due messages in these states, locked."""
-        due = self.due().order_by("priority", "available_at", "id").select_for_update(skip_locked=True)
-        if connections[self.db].vendor == "postgresql":
-            return list(due.filter(status__in=statuses)[:limit])
+        due = self.due().order_by(*ORDER).select_for_update(skip_locked=True)
         # Their indexes begin with the status, see OpenIndex: in the order of the index only one can be read at a time.
         rows = [row for status in statuses for row in due.filter(status=status)[:limit]]
-        return sorted(rows, key=lambda row: (row.priority, row.available_at, row.pk))[:limit]
+        return sorted(rows, key=_place_in_the_queue)[:limit]
 
-    def held(self, ids: Collection[UUID]) -> dict[UUID, Message]:
-        """These messages, locked; `row.now` is the instant they were read at, `row.lease` says whose they are now.
+    def held(self, ids: Collection[UUID]) -> dict[UUID, Hold]:
+        """These messages, locked: whose each is now, and the instant it was read at.
 
         Whatever their state is: a late result, too, is entered in a row that nobody else can begin meanwhile. Nothing
-        else of them is loaded: while a lease lasts, its holder knows the rest from the claim.
+        else of them is read: while a lease lasts, its holder knows the rest from the claim.
         """
         limit_lock_waits(self.db)
-        rows = self.filter(pk__in=ids).order_by("id").only("lease")
-        return {row.pk: row for row in rows.annotate(now=db_now()).select_for_update()}
+        ending = "ORDER BY id" if connections[self.db].vendor == "sqlite" else "ORDER BY id FOR UPDATE"
+        rows = select_among(Message, ["id", "lease"], key="id", values=ids, using=self.db, with_now=True, ending=ending)
+        return {pk: Hold(lease, now) for pk, lease, now in rows}
 
     def settle(self, message: Message, verdict: Verdict, *, lease: Lease, outcome: Outcome | None = None) -> bool:
         """Record what became of a message; False when it was no longer ours, and nothing was changed."""
@@ -199,35 +231,18 @@ class MessageQuerySet(models.QuerySet["Message"]):
         """
         update_rows(
             Message,
-            (
-                (
-                    Status.SENT,
-                    "",
-                    None,
-                    None,
-                    None,
-                    0,
-                    m.provider,
-                    o.provider_message_id[:255],
-                    m.other_recipients,
-                    now,
-                    m.pk,
-                )
-                for m, o in accepted
-            ),
-            columns=[
-                "status",
-                "reason",
-                "available_at",
-                "lease",
-                "leased_until",
-                "claim_count",
-                "provider",
-                "provider_message_id",
-                "other_recipients",
-                "sent_at",
-            ],
+            ((m.provider, o.provider_message_id[:255], m.other_recipients, m.pk) for m, o in accepted),
+            columns=["provider", "provider_message_id", "other_recipients"],
             keys=["id"],
+            constants={
+                "status": Status.SENT,
+                "reason": "",
+                "available_at": None,
+                "lease": None,
+                "leased_until": None,
+                "claim_count": 0,
+                "sent_at": now,
+            },
             using=self.db,
         )
 
@@ -482,6 +497,13 @@ class MessageQuerySet(models.QuerySet["Message"]):
     def bury(self) -> int:
         """A person gives up on messages kept as uncertain; how many there were."""
         return self.kept_for_a_person().update(status=Status.DEAD, reason="refused: buried by a person")
+
+
+def _place_in_the_queue(message: Message) -> tuple[int, datetime, UUID]:
+    """What `ORDER` goes by, of a message that is due."""
+    if message.available_at is None:
+        raise ValueError(f"message {message.pk} has no due time")
+    return message.priority, message.available_at, message.pk
 
 
 class Message(models.Model):

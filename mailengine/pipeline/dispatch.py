@@ -27,7 +27,7 @@ from django.db import router, transaction
 from ..conf import Settings, get_settings
 from ..errors import DatabaseLost
 from ..models import Lease, Message, MessageJob, Worker
-from ..models.messages import Status, Verdict
+from ..models.messages import Hold, Status, Verdict
 from ..outcomes import Kind, Outcome
 from ..providers.batch import CallRefused
 from ..rate import LONGEST_MOMENT_SECONDS
@@ -222,7 +222,7 @@ class Dispatcher:
         self.turn = Turn(next(self.turn_numbers), self.report.copy(), list(self.ended))
         return self.turn
 
-    def _settle(self, turn: Turn, rows: Mapping[UUID, Message]) -> None:
+    def _settle(self, turn: Turn, rows: Mapping[UUID, Hold]) -> None:
         # Copies: one that goes elsewhere at once gets another number and provider, should this commit fail or not.
         ended = [(copy(item), outcome) for item, outcome in turn.ended]
         self.stock.put_first(self.ledger.settle(ended, rows))
@@ -561,7 +561,7 @@ class Dispatcher:
 
     # Begin
 
-    def _begin(self, turn: Turn, rows: Mapping[UUID, Message]) -> None:
+    def _begin(self, turn: Turn, rows: Mapping[UUID, Hold]) -> None:
         """Enter as many as there are idle senders; none in a run that must stop, or while this host pauses."""
         if self._must_stop() or self.health.pause_seconds:
             return

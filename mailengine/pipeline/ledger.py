@@ -18,7 +18,7 @@ from ..consent.policy import refusals_for
 from ..consent.suppress import lift, suppress
 from ..models import Attempt, Message, MessageJob, Suppression, Worker
 from ..models.attempts import Record, Series
-from ..models.messages import Status, Verdict
+from ..models.messages import Hold, Status, Verdict
 from ..outcomes import Kind, Outcome
 from ..providers.batch import CallRefused
 from ..providers.connection import takes_key
@@ -54,7 +54,7 @@ class Ledger:
 
     # Begin
 
-    def begin(self, calls: Sequence[Call], rows: Mapping[UUID, Message], *, worker: Worker) -> list[Call]:
+    def begin(self, calls: Sequence[Call], rows: Mapping[UUID, Hold], *, worker: Worker) -> list[Call]:
         """Enter in the ledger what goes out now, and return it.
 
         Looks again at all that may have changed since the claim, and settles what becomes of the others instead.
@@ -103,7 +103,7 @@ class Ledger:
         )
         return list(calls.values())
 
-    def _is_ours(self, item: Item, rows: Mapping[UUID, Message]) -> bool:
+    def _is_ours(self, item: Item, rows: Mapping[UUID, Hold]) -> bool:
         """Whether nobody has rescued it, cancelled it or settled it late since it was claimed."""
         row = rows.get(item.message.pk)
         return row is not None and row.lease == item.lease.id
@@ -163,7 +163,7 @@ class Ledger:
 
     # End
 
-    def settle(self, ended: Sequence[tuple[Item, Outcome]], rows: Mapping[UUID, Message]) -> list[Item]:
+    def settle(self, ended: Sequence[tuple[Item, Outcome]], rows: Mapping[UUID, Hold]) -> list[Item]:
         """Enter what came of these handovers, and return those that are to begin elsewhere at once."""
         if not ended:
             return []

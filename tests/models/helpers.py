@@ -71,7 +71,7 @@ def claim(lease: Lease, *, status: Status = Status.QUEUED, limit: int = 100) -> 
 
 
 def begin(message: Message, lease: Lease, *, number: int = 1, provider: str = "relay") -> None:
-    Attempt.objects.begin({message.pk: (number, provider)}, worker=lease.worker)
+    Attempt.objects.begin({message.pk: (number, provider)}, worker=lease.worker, now=now())
 
 
 def rescue(window: float | None = 600) -> int:
