@@ -57,9 +57,9 @@ def insert_rows(
     if not rows:
         return
     connection, fields = connections[using], _fields(model, columns)
-    same = [field.get_db_prep_save(constants[name], connection) for name, field in _named(model, constants)]
-    names = _names([*fields, *_fields(model, constants)], connection)
-    marks = ", ".join(["%s"] * len(same))
+    alike, same = _alike(model, constants, connection)
+    names = [*_names(fields, connection), *alike]
+    marks = ", ".join(alike.values())
     insert = f"INSERT INTO {connection.ops.quote_name(model._meta.db_table)} ({', '.join(names)})"
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
@@ -87,9 +87,9 @@ def update_rows(
     if not rows:
         return
     connection, fields = connections[using], _fields(model, [*columns, *keys])
-    same = [field.get_db_prep_save(constants[name], connection) for name, field in _named(model, constants)]
+    alike, same = _alike(model, constants, connection)
     names = _names(fields, connection)
-    sets = [f"{name} = %s" for name in _names(_fields(model, constants), connection)]
+    sets = [f"{name} = {mark}" for name, mark in alike.items()]
     update = f"UPDATE {connection.ops.quote_name(model._meta.db_table)} SET"
     set_names, key_names = names[: len(columns)], names[len(columns) :]
     with connection.cursor() as cursor:
@@ -125,11 +125,12 @@ def select_among(
     connection, fields = connections[using], _fields(model, columns)
     (key_field,) = _fields(model, [key])
     what = ", ".join(_names(fields, connection)) + (f", {now_sql(connection)}" if with_now else "")
-    asked = [key_field.get_db_prep_value(value, connection) for value in values]
+    params: list[Any]
     if connection.vendor == "postgresql":  # one text for any number of them
-        condition, params = "= ANY(%s)", [asked]
+        condition, params = f"= ANY(%s::{_kind(key_field, connection)}[])", [_array(key_field, values, connection)]
     else:
-        condition, params = f"IN ({', '.join(['%s'] * len(asked))})", asked
+        params = [key_field.get_db_prep_value(value, connection) for value in values]
+        condition = f"IN ({', '.join(['%s'] * len(params))})"
     name, table = connection.ops.quote_name(str(key_field.column)), connection.ops.quote_name(model._meta.db_table)
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT {what} FROM {table} WHERE {name} {condition} {ending}", params)  # noqa: S608  own names
@@ -158,12 +159,25 @@ def read(
     return found
 
 
+def _alike(
+    model: type[models.Model], constants: Mapping[str, Any], connection: BaseDatabaseWrapper
+) -> tuple[dict[str, str], list[Any]]:
+    """What stands for each of these columns in a statement, and its parameters; `db_now()` has none."""
+    marks: dict[str, str] = {}
+    params = []
+    for name, value in constants.items():
+        (field,) = _fields(model, [name])
+        (column,) = _names([field], connection)
+        if isinstance(value, DatabaseNow):
+            marks[column] = now_sql(connection, value.seconds)
+        else:
+            marks[column] = "%s"
+            params.append(field.get_db_prep_save(value, connection))
+    return marks, params
+
+
 def _fields(model: type[models.Model], names: Iterable[str]) -> list[models.Field[Any, Any]]:
-    return [field for _name, field in _named(model, names)]
-
-
-def _named(model: type[models.Model], names: Iterable[str]) -> list[tuple[str, models.Field[Any, Any]]]:
-    return [(name, model._meta.get_field(name)) for name in names]  # type: ignore[misc]  # no relation from afar
+    return [model._meta.get_field(name) for name in names]  # type: ignore[misc]  # no relation from afar
 
 
 def _names(fields: Iterable[models.Field[Any, Any]], connection: BaseDatabaseWrapper) -> list[str]:
@@ -172,26 +186,40 @@ def _names(fields: Iterable[models.Field[Any, Any]], connection: BaseDatabaseWra
 
 def _as_arrays(
     fields: Sequence[models.Field[Any, Any]], rows: Iterable[Sequence[Any]], connection: BaseDatabaseWrapper
-) -> tuple[str, list[list[Any]]]:
-    """These rows as PostgreSQL reads them best: one array for each column, and the SQL that makes rows of them."""
-    kinds = [
-        f"%s::{(field.rel_db_type if field.is_relation else field.cast_db_type)(connection)}[]" for field in fields
-    ]
-    columns = [
-        [field.get_db_prep_save(value, connection) for value in values]
-        if isinstance(field, models.JSONField)
-        else [*values]
-        for field, values in zip(fields, zip(*rows, strict=True), strict=True)
-    ]
-    return f"unnest({', '.join(kinds)})", columns
+) -> tuple[str, list[Any]]:
+    """The SQL that makes these rows of arrays, one for each column, which PostgreSQL reads best; and the arrays."""
+    kinds = [f"%s::{_kind(field, connection)}[]" for field in fields]
+    columns = zip(fields, zip(*rows, strict=True), strict=True)
+    return f"unnest({', '.join(kinds)})", [_array(field, values, connection) for field, values in columns]
+
+
+def _kind(field: models.Field[Any, Any], connection: BaseDatabaseWrapper) -> str:
+    return str((field.rel_db_type if field.is_relation else field.cast_db_type)(connection))
+
+
+def _array(field: models.Field[Any, Any], values: Iterable[Any], connection: BaseDatabaseWrapper) -> Any:
+    """These values as one parameter."""
+    target = field.target_field if isinstance(field, models.ForeignKey) else field
+    if isinstance(target, models.UUIDField):
+        return f"{{{','.join(value.hex for value in values)}}}"  # the driver takes ten times as long for each
+    if isinstance(target, models.JSONField):
+        return [target.get_db_prep_save(value, connection) for value in values]
+    return list(values)
 
 
 def _prepared(
     fields: Sequence[models.Field[Any, Any]], rows: Iterable[Sequence[Any]], connection: BaseDatabaseWrapper
-) -> list[list[Any]]:
-    return [
-        [field.get_db_prep_save(value, connection) for field, value in zip(fields, row, strict=True)] for row in rows
-    ]
+) -> list[Sequence[Any]]:
+    """The rows as a driver takes them; texts and whole numbers are that already."""
+    as_they_are = (models.CharField, models.TextField, models.IntegerField)
+    changed = [(place, field) for place, field in enumerate(fields) if not isinstance(field, as_they_are)]
+    prepared: list[Sequence[Any]] = []
+    for row in rows:
+        values = list(row)
+        for place, field in changed:
+            values[place] = field.get_db_prep_save(values[place], connection)
+        prepared.append(values)
+    return prepared
 
 
 class Asked:

@@ -149,6 +149,10 @@ class ProviderState(models.Model):
             limits = None
         return Switches(mode, self.weight, limits, self.is_added)
 
+    def may_have_limits(self, policy: ProviderPolicy) -> bool:
+        """Whether `limits()` may give any, at any time."""
+        return bool(policy.rate or policy.warm_up or self.slowed_to is not None)
+
     def limits(self, policy: ProviderPolicy, *, now: datetime) -> tuple[Limit, ...]:
         """All that bounds what it may be given at `now`: its rate, its warm-up, and what it has asked for itself."""
         warm_up = of_the_day(policy.warm_up, since=self.warming_since, now=now)

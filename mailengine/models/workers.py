@@ -10,6 +10,7 @@ from django.db import models, router, transaction
 from django.utils.translation import gettext_lazy as _
 
 from ..clock import db_now
+from .bulk import update_rows
 from .locks import limit_lock_waits
 
 SEEN_SECONDS = 120
@@ -53,7 +54,7 @@ class Worker(models.Model):
             values["turn"] = turn
         if stopping:
             values["stopped_at"] = db_now()
-        Worker.objects.filter(pk=self.pk).update(**values)
+        update_rows(Worker, [(self.pk,)], columns=[], keys=["id"], constants=values, using=router.db_for_write(Worker))
 
     def last_turn(self) -> int | None:
         """The last turn of this worker that was committed. None: the row is gone.

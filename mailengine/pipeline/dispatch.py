@@ -224,7 +224,7 @@ class Dispatcher:
 
     def _settle(self, turn: Turn, rows: Mapping[UUID, Hold]) -> None:
         # Copies: one that goes elsewhere at once gets another number and provider, should this commit fail or not.
-        ended = [(copy(item), outcome) for item, outcome in turn.ended]
+        ended = [(item if outcome.kind is Kind.ACCEPTED else copy(item), outcome) for item, outcome in turn.ended]
         self.stock.put_first(self.ledger.settle(ended, rows))
         for item, _outcome in ended:
             self._forget(item)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from uuid import UUID
@@ -50,6 +50,8 @@ class Health:
         """What it has said, for one turn of the loop."""
         self._candidates: dict[tuple[str, bool], list[Candidate]] = {}
         """By stream, and whether for bulk mail: likewise."""
+        self._first_choices: dict[tuple[str, bool], Choice | None] = {}
+        """Of mail about which there is nothing special: likewise."""
         self._shares = Shares()
         self._leads: dict[tuple[str, ...], str] = {}
         """By the providers of a stream: the one that this run has drawn to go first."""
@@ -62,7 +64,7 @@ class Health:
     def refresh(self, *, at_once: bool = False) -> None:
         """Read the rows anew when the picture is old. To be called outside of what counts for limits."""
         self._others_wait.clear()
-        self._candidates.clear()
+        self._forget_candidates()
         if self.picture.refresh(at_once=at_once):
             self.limits.forget()
             self.incidents.enter()
@@ -104,6 +106,11 @@ class Health:
 
         `planned` are handovers to each provider that are about to begin; `first` goes before the others, if it can.
         """
+        is_plain = not (tried or message.uncertain_count or message.claimed_from == Status.UNCERTAIN)
+        if is_plain and not self.is_shared(message.stream):
+            choice = self._first_choice(message)
+            if choice is None or not first or first == choice.alias:
+                return choice
         candidates = self._candidates_for(message)
         if self.is_shared(message.stream):
             candidates = self._shares.in_turn(candidates, planned=planned or {})
@@ -119,6 +126,14 @@ class Health:
                 if not candidate.probe_is_due or not self.others_wait(candidate.alias, in_hand=True)
             ]
         return choose(candidates)
+
+    def _first_choice(self, message: Message) -> Choice | None:
+        """Where mail goes that was nowhere yet: asked for nearly each message, and the same for all of its kind."""
+        kind = message.stream, is_bulk(message)
+        if kind not in self._first_choices:
+            candidates = self._in_preference(message.stream, is_bulk=is_bulk(message))
+            self._first_choices[kind] = choose([candidate for candidate in candidates if candidate.takes_new_mail])
+        return self._first_choices[kind]
 
     def carriers(self, stream: str) -> Collection[str]:
         """The providers that mail of this stream may go to, now or later."""
@@ -247,7 +262,7 @@ class Health:
             return False
         state, now = self.picture.states[alias], self.picture.now
         state.write(state.changes(start_probe(state.circuit, now=now, policy=self.policy)))
-        self._candidates.clear()
+        self._forget_candidates()
         return True
 
     def note(self, results: Iterable[Result]) -> Judgement:
@@ -260,11 +275,28 @@ class Health:
         for result in results:
             self._pace.note(result.alias, result.outcome)
         throttled = [result.message_id for result in results if result.outcome.kind is Kind.THROTTLED]
-        effects = [self._effect(result, throttled=throttled) for result in results]
+        effects = self._effects(results, throttled=throttled)
         if any(effect.changes for effect in effects):
             self._lock()
             effects = [self._enter(result, throttled=throttled) for result in results]
         return _judgement(results, effects)
+
+    def _effects(self, results: Iterable[Result], *, throttled: Collection[UUID]) -> list[Effect]:
+        """What each changes, as the rows are. A good round does what the one before it did, if that was nothing."""
+        effects: list[Effect] = []
+        without_effect: dict[tuple[str, str], Effect] = {}
+        for result in results:
+            kind = result.alias, result.stream
+            is_plain = result.outcome.is_good_round and not result.was_probe
+            effect = without_effect.get(kind) if is_plain else None
+            if effect is None:
+                effect = self._effect(result, throttled=throttled)
+                if is_plain and not effect.changes and not self.picture.states[result.alias].refusals:
+                    without_effect[kind] = effect
+            elif effect.outcome is not result.outcome:
+                effect = replace(effect, outcome=result.outcome)
+            effects.append(effect)
+        return effects
 
     def _effect(self, result: Result, *, throttled: Collection[UUID]) -> Effect:
         now = self.picture.now
@@ -291,14 +323,18 @@ class Health:
         effect = self._effect(result, throttled=throttled)
         state = self.picture.states[result.alias]
         state.write(effect.changes)
-        self._candidates.clear()
+        self._forget_candidates()
         if effect.to_tell:
             self.incidents.tell(state, effect.to_tell)
         return effect
 
     def _lock(self) -> None:
         self.picture.lock()
+        self._forget_candidates()
+
+    def _forget_candidates(self) -> None:
         self._candidates.clear()
+        self._first_choices.clear()
 
 
 def _aliases(candidates: Iterable[Candidate]) -> list[str]:

@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from django.db import router
+
 from ..conf import Settings
 from ..consent.policy import refusals_for
 from ..consent.suppress import lift, suppress
 from ..models import Attempt, Message, MessageJob, Suppression, Worker
 from ..models.attempts import Record, Series
+from ..models.bulk import select_among
 from ..models.messages import Hold, Status, Verdict
 from ..outcomes import Kind, Outcome
 from ..providers.batch import CallRefused
@@ -99,7 +102,9 @@ class Ledger:
             {item.message.pk: (item.number, item.provider) for item in items},
             worker=worker,
             now=items[0].message.now,
-            together={item.message.pk: len(call.items) for call in calls.values() for item in call.items},
+            together={
+                i.message.pk: len(call.items) for call in calls.values() if len(call.items) > 1 for i in call.items
+            },
         )
         return list(calls.values())
 
@@ -127,9 +132,10 @@ class Ledger:
 
     def _find_provider(self, item: Item) -> Verdict | None:
         """Set the item's provider, or say what becomes of it when none can take it now."""
-        others = set(self.settings.providers) - {item.message.provider} if item.must_stay else set()
-        full = {alias for alias in self.settings.providers if not self.health.limits.allow(alias, item.message)}
-        passed_over = item.tried | others | full
+        passed_over = {alias for alias in self.settings.providers if not self.health.limits.allow(alias, item.message)}
+        passed_over |= item.tried
+        if item.must_stay:
+            passed_over |= set(self.settings.providers) - {item.message.provider}
         choice = self.health.choose(item.message, tried=passed_over, first=item.reserved)
         while choice is not None and choice.is_probe and not self.health.start_probe(choice.alias):
             # Another process was quicker. Not asked again: a repeatable read shows the probe as due all along.
@@ -174,6 +180,9 @@ class Ledger:
         elsewhere, sent = [], []
         for item, outcome in ended:
             item.message.provider = item.provider  # not the one it was to go to next, had that been committed
+            if self._is_plainly_sent(item, outcome, rows):
+                sent.append((item, outcome))
+                continue
             if is_unclassified(outcome):
                 extra = {"message_id": str(item.message.pk), "provider": item.provider}
                 logger.error("message %s: %s, which nobody foresaw", item.message.pk, outcome.code, extra=extra)
@@ -212,6 +221,11 @@ class Ledger:
             self._put_back(ids, provider)
         return elsewhere
 
+    def _is_plainly_sent(self, item: Item, outcome: Outcome, rows: Mapping[UUID, Hold]) -> bool:
+        """Whether it is still ours, and its only recipient was accepted: what nearly every handover comes to."""
+        is_whole = item.message.other_recipients is None and not outcome.refusals
+        return outcome.kind is Kind.ACCEPTED and is_whole and self._is_ours(item, rows)
+
     def _judged(
         self, ended: Sequence[tuple[Item, Outcome]], *, now: datetime
     ) -> tuple[list[tuple[Item, Outcome]], Mapping[str, Collection[UUID]]]:
@@ -220,6 +234,9 @@ class Ledger:
         deferrals = Attempt.objects.deferrals(recurring) if recurring else {}
         judged = []
         for item, outcome in ended:
+            if not outcome.tries:
+                judged.append((item, outcome))
+                continue
             earlier = [row for row in deferrals.get(item.message.pk, ()) if row.number < item.number]
             attempts = item.message.attempt_count
             judged.append((item, if_alike(outcome, earlier, provider=item.provider, attempt_count=attempts)))
@@ -284,6 +301,8 @@ class Ledger:
         self.report.outcomes[status] += 1
         if status in {Status.DEAD, Status.DEFERRED}:
             self._refused.add(item.message.pk)
+        if not logger.isEnabledFor(logging.INFO):
+            return
         extra = {"message_id": str(item.message.pk), "status": str(status), "provider": item.provider}
         logger.info("message %s: %s", item.message.pk, status, extra=extra)
 
@@ -303,7 +322,8 @@ class Ledger:
 
     def _job_statuses(self, items: Iterable[Item]) -> dict[int, str]:
         ids = {item.message.job_id for item in items if item.message.job_id}
-        return dict(MessageJob.objects.filter(pk__in=ids).values_list("pk", "status")) if ids else {}
+        using = router.db_for_write(MessageJob)
+        return dict(select_among(MessageJob, ["id", "status"], key="id", values=ids, using=using))
 
     def _refusals(self, items: Iterable[Item]) -> dict[str, Mapping[str, str]]:
         """The suppressed addresses with their reasons, by stream."""

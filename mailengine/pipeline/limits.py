@@ -60,15 +60,21 @@ class Limits:
         self._counted.clear()
 
     def _of(self, alias: str) -> tuple[Limit, ...]:
-        return self.picture.states[alias].limits(self.picture.policy(alias), now=self.picture.now)
+        state, policy = self.picture.states[alias], self.picture.policy(alias)
+        # Most have none at all, and are asked for each message.
+        return state.limits(policy, now=self.picture.now) if state.may_have_limits(policy) else ()
 
     def _left(self, alias: str, *, is_bulk: bool) -> int | None:
+        if not (limits := self._of(alias)):
+            return None
         share = self._share(alias, is_bulk=is_bulk)
-        return left(self._of(alias), self.picture.states[alias].usage, now=self.picture.now, share=share)
+        return left(limits, self.picture.states[alias].usage, now=self.picture.now, share=share)
 
     def _free_in_seconds(self, alias: str, *, is_bulk: bool) -> float:
+        if not (limits := self._of(alias)):
+            return 0.0
         now, usage = self.picture.now, self.picture.states[alias].usage
-        free = free_at(self._of(alias), usage, now=now, share=self._share(alias, is_bulk=is_bulk))
+        free = free_at(limits, usage, now=now, share=self._share(alias, is_bulk=is_bulk))
         return (free - now).total_seconds()
 
     def _share(self, alias: str, *, is_bulk: bool) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain
 from uuid import UUID
 
 from ..models import Priority
@@ -61,8 +62,8 @@ class Stock:
 
         What can't be composed was never in doubt.
         """
-        in_hand = (*in_flight, *(item for item in self._items if item.is_ready))
-        sizes = {self._words(item): _bytes_that_count(item) for item in in_hand}
+        in_hand = chain(in_flight, (item for item in self._items if item.is_ready))
+        sizes = {self._words(item): item.size or 0 for item in in_hand if _bytes_that_count(item)}
         is_full = False
         self._composed_count = 0
         self._lack_memory.clear()
@@ -72,8 +73,7 @@ class Stock:
             if time.monotonic() >= ends_at:
                 return
             self.composer.weigh(item)
-            words = self._words(item)
-            if words not in sizes and (size := _bytes_that_count(item)):
+            if (size := _bytes_that_count(item)) and (words := self._words(item)) not in sizes:
                 # One that finds no room is not overtaken by the large ones behind it.
                 taken = sum(sizes.values())
                 is_full = is_full or (taken > 0 and taken + size > BYTES_IN_HAND)
@@ -121,6 +121,8 @@ class Stock:
     def _plan(self, items: Iterable[Item], *, most: int, busy: Mapping[str, int]) -> list[Call]:
         """What can begin next, in at most so many calls: in order, each with all that may go with its first item."""
         calls: list[Call] = []
+        if most <= 0:
+            return calls
         room = Room(self.health, busy=busy)
         open_calls: dict[int | None, tuple[Call, int]] = {}
         """By job, with how many more each may carry."""
@@ -168,6 +170,8 @@ class Room:
         self.busy = busy
         self._calls: Counter[str] = Counter()
         self._mails: Counter[str] = Counter()
+        self._rooms: dict[str, int] = {}
+        """What `health` says of each, asked once."""
 
     def reserve(self, item: Item, *, joining: str = "") -> bool:
         """Reserve room for it at the provider that it would go to, if there is any.
@@ -183,7 +187,7 @@ class Room:
             alias = choice.alias
             if joining and (alias != joining or choice.is_probe):
                 return False
-            has_room = joining or self.busy.get(alias, 0) + self._calls[alias] < self.health.room(alias)
+            has_room = joining or self.busy.get(alias, 0) + self._calls[alias] < self._room_at(alias)
             if has_room and self.health.limits.allow(alias, item.message, planned=self._mails[alias]):
                 self._mails[alias] += 1
                 self._calls[alias] += not joining
@@ -193,6 +197,11 @@ class Room:
                 return False
             full.add(alias)
         return not joining
+
+    def _room_at(self, alias: str) -> int:
+        if alias not in self._rooms:
+            self._rooms[alias] = self.health.room(alias)
+        return self._rooms[alias]
 
 
 def _may_join(item: Item, call: Call) -> bool:
