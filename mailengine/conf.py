@@ -26,7 +26,7 @@ URGENT = 0
 
 STRATEGIES = ("ordered", "sticky", "weighted", "spread")
 UNCERTAIN_POLICIES = ("resend", "hold")
-LATER = {"SHARE", "KICK", "UNDO_SECONDS"}
+LATER = {"KICK", "UNDO_SECONDS"}
 """Names of streams that the documentation promises for a later version: known, but without effect so far."""
 
 
@@ -93,6 +93,8 @@ class StreamPolicy:
     """None: as `MAILENGINE["STRATEGY"]`."""
     failover: bool = True
     """Whether others stand in for the provider that it prefers; with False, mail waits for that one."""
+    share: float = 0.0
+    """The part of all handovers that it gets while it has mail due, though other mail goes before it."""
     lifetime_seconds: float = 5 * DAY
     """How long after its first deferral a message is still tried."""
     uncertain: str = "resend"
@@ -211,7 +213,7 @@ def _switched(policy: ProviderPolicy, switch: Switches) -> ProviderPolicy:
 
 STREAMS = {
     "transactional": StreamPolicy("transactional", priority=20, default_window_seconds=600),
-    "bulk": StreamPolicy("bulk", priority=40),
+    "bulk": StreamPolicy("bulk", priority=40, share=0.2),
 }
 """The two that exist from the start; the project's own merge over them."""
 
@@ -222,6 +224,7 @@ NUMBERS = {
     "CONNECTIONS": 1,
     "WEIGHT": 0,
     "RESERVE": 0,
+    "SHARE": 0,
     "BATCH": 1,
     "CLAIM_BATCH": 1,
     "LEASE_SECONDS": 1,
@@ -239,14 +242,15 @@ NUMBERS = {
 
 MOST = 3_650 * DAY
 """The largest value of any of them: seconds beyond that lead to dates that no database knows."""
-PARTS = {"RESERVE"}
+PARTS = {"RESERVE", "SHARE"}
 """Those that are a part of something, hence 1 at most."""
 
 _WHOLE = {"CONNECTIONS", "WEIGHT", "BATCH", "CLAIM_BATCH", "MAX_ATTEMPTS", "UNHEALTHY_THRESHOLD", "HEALTHY_THRESHOLD"}
 _TOP = {f.name.upper() for f in fields(Settings)} - {"TAKES_ADDED"}
 _PROVIDER = {"CONNECTIONS", "WEIGHT", "ALLOWED_SENDERS", "BATCH", "RATE", "RESERVE", "WARM_UP"}
 _STREAM = {
-    "PROVIDERS", "PRIORITY", "STRATEGY", "FAILOVER", "LIFETIME_SECONDS", "UNCERTAIN", "UNCERTAIN_WINDOW_SECONDS",
+    "PROVIDERS", "PRIORITY", "STRATEGY", "FAILOVER", "SHARE", "LIFETIME_SECONDS", "UNCERTAIN",
+    "UNCERTAIN_WINDOW_SECONDS",
 }  # fmt: skip
 PRIORITIES = {"URGENT": 0, "HIGH": 10, "NORMAL": 20, "LOW": 30, "BULK": 40}
 
@@ -403,6 +407,10 @@ def _streams(raw: object, providers: Mapping[str, ProviderPolicy], found: list[P
         found.extend(_unknown(entry, known=_STREAM, where=where, later=LATER))
         base = streams.get(name) or StreamPolicy(name, priority=PRIORITIES["NORMAL"])
         streams[name] = replace(base, **dict(_stream_values(entry, providers, where=where, found=found)))
+    shares = sum(policy.share for policy in streams.values())
+    if shares > 1:
+        hint = "Together they are 1 at most; a stream without one goes by its priority alone."
+        found.append(Problem(f'MAILENGINE["STREAMS"]: the values of SHARE add up to {shares:g}.', hint))
     return streams
 
 

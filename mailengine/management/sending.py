@@ -109,6 +109,9 @@ def summary(report: Report, waiting: Waiting) -> str:
         text += f"; {waiting.count:,} waiting"
         if waiting.oldest_seconds is not None:
             text += f", oldest {duration(waiting.oldest_seconds)}"
+    if len(report.longest_waits) > 1:  # whether one stream has held up another
+        waits = sorted(report.longest_waits.items(), key=lambda wait: wait[1])
+        text += f"; longest wait: {', '.join(f'{stream} {duration(seconds)}' for stream, seconds in waits)}"
     if report.is_blocked:
         text += "; no provider can be used now: manage.py mail_status says why"
     elif report.is_limited:

@@ -196,10 +196,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
             )
             rows = read(cursor.fetchall(), fields, connection)
         names = [field.attname for field in fields]
-        claimed = [Message.from_db(self.db, names, row) for row in rows]
-        for message in claimed:
-            message.worker = lease.worker
-        return sorted(claimed, key=_place_in_the_queue)
+        return sorted((Message.from_db(self.db, names, row) for row in rows), key=_place_in_the_queue)
 
     def _next_due(self, statuses: Sequence[Status], limit: int) -> list[Message]:
         """The first due messages in these states, locked."""

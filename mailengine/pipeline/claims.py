@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 
 from django.db.models import Q
@@ -11,6 +12,9 @@ from ..models.bulk import Asked
 from ..models.messages import MessageQuerySet, Status
 from .health import Health
 from .items import Claim
+
+LOOK_AGAIN_SECONDS = 1.0
+"""How long after finding none of something a run that goes on for other reasons looks again."""
 
 
 class Claims:
@@ -23,6 +27,8 @@ class Claims:
         self.suspects: list[Message] = []
         """What may have killed its workers: claimed alone, once this process has nothing else in hand."""
         self._urgent_mail: dict[tuple[object, ...], Asked] = {}
+        self._asked_at: dict[str, float] = {}
+        """When there was no mail of a stream that is owed some."""
 
     def has_mail(self) -> bool:
         """Whether anything is due that is this run's business."""
@@ -47,6 +53,19 @@ class Claims:
         """The next messages, the most urgent first; none of the streams in `but`."""
         candidates = self._candidates()
         return self._take(candidates.exclude(stream__in=but) if but else candidates, lease, limit=limit)
+
+    def take_owed(self, stream: str, lease: Lease, *, limit: int) -> Claim | None:
+        """Mail of a stream that has a share, and whose turn it is not yet; asked for once in a while if there is none.
+
+        What of it goes before the mail of others is claimed with theirs; so the index is read from its own place on.
+        """
+        if time.monotonic() < self._asked_at.get(stream, float("-inf")) + LOOK_AGAIN_SECONDS:
+            return None
+        least = self.health.settings.policy_for(stream).priority
+        claim = self._take(self._candidates().filter(stream=stream, priority__gte=least), lease, limit=limit)
+        if claim is None:
+            self._asked_at[stream] = time.monotonic()
+        return claim
 
     def take_more_urgent(self, lease: Lease, *, than: int, limit: int) -> Claim | None:
         """Messages that go before those of priority `than`."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -32,7 +32,7 @@ from ..outcomes import Kind, Outcome
 from ..providers.batch import CallRefused
 from ..rate import LONGEST_MOMENT_SECONDS
 from .alerts import send_alert
-from .claims import Claims
+from .claims import LOOK_AGAIN_SECONDS, Claims
 from .compose import ComposedEmail
 from .composer import Composer
 from .health import Health
@@ -47,8 +47,6 @@ from .verdict import window_seconds
 logger = logging.getLogger("mailengine.dispatch")
 
 HEARTBEAT_SECONDS = 10.0
-LOOK_AGAIN_SECONDS = 1.0
-"""How long after finding nothing to claim a run that goes on for other reasons looks again."""
 WAIT_SECONDS = 0.2
 """How long the loop waits for a handover to end before it looks at the clock and the stop event again."""
 LIMIT_SECONDS = 0.05
@@ -504,9 +502,20 @@ class Dispatcher:
             # What is in flight may close a circuit, or come back; then there is more to do.
             self.is_dry = not self.in_flight and not self.stock
             return None
-        claim = self.claims.take(self._lease(), limit=limit)
+        lease = self._lease()
+        claim = self.claims.take(lease, limit=limit)
         self.is_dry = claim is None or len(claim.messages) < limit
-        return claim
+        return claim if claim is None or self.is_dry else self._with_owed(claim, lease)
+
+    def _with_owed(self, claim: Claim, lease: Lease) -> Claim:
+        """This claim, and besides it what streams with a share lack of it."""
+        messages = list(claim.messages)
+        in_hand = self.stock.streams() + Counter(message.stream for message in messages)
+        for stream, missing in self.stock.shares.missing(in_hand, of=len(claim.messages)).items():
+            limit = missing if self._left is None else min(missing, self._left - len(messages))
+            if limit > 0 and (owed := self.claims.take_owed(stream, lease, limit=limit)):
+                messages += owed.messages
+        return Claim(messages, lease)
 
     def _claim_beside(self) -> Claim | None:
         """Where the stock waits for a provider, slow or limited: take mail of other streams, lest it wait as well."""

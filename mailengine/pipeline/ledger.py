@@ -82,6 +82,7 @@ class Ledger:
                 item.number = record.last_number + 1
                 item.message.provider = item.provider
                 self._set_key(item, series)
+                self._note_wait(item)
                 begun.add(item.message.pk)
         self.health.limits.enter()
         return self._enter([item for item in ours if item.message.pk in begun], calls, worker=worker)
@@ -166,6 +167,11 @@ class Ledger:
             first = series.get((item.message.pk, item.provider))
             item.key = f"{item.message.pk}-{first.number if first else item.number}"
             item.key_since = first.begun_at if first else item.message.now
+
+    def _note_wait(self, item: Item) -> None:
+        message = item.message
+        if item.number == 1 and message.available_at is not None:
+            self.report.note_wait(message.stream, (message.now - message.available_at).total_seconds())
 
     # End
 

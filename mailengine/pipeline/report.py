@@ -16,6 +16,8 @@ class Report:
     """By the status that a message was left in: sent, deferred, dead, …"""
     sent_by: Counter[str] = field(default_factory=Counter)
     """Sent, by provider."""
+    longest_waits: dict[str, float] = field(default_factory=dict)
+    """By stream: seconds from when a message was due to its first handover, of the one that waited longest."""
     rescued: int = 0
     expired: int = 0
     jobs_done: int = 0
@@ -37,6 +39,8 @@ class Report:
         """Add the counts of another process."""
         self.outcomes.update(other.outcomes)
         self.sent_by.update(other.sent_by)
+        for stream, seconds in other.longest_waits.items():
+            self.note_wait(stream, seconds)
         self.rescued += other.rescued
         self.expired += other.expired
         self.jobs_done += other.jobs_done
@@ -45,6 +49,11 @@ class Report:
         if other.stopped != "done":
             self.stopped = other.stopped
 
+    def note_wait(self, stream: str, seconds: float) -> None:
+        """A message of this stream was handed over for the first time, so long after it was due."""
+        if seconds > self.longest_waits.get(stream, -1.0):
+            self.longest_waits[stream] = seconds
+
     def copy(self) -> Report:
         return replace(self, outcomes=self.outcomes.copy(), sent_by=self.sent_by.copy())
 
@@ -52,6 +61,7 @@ class Report:
         return {
             "outcomes": dict(self.outcomes),
             "providers": dict(self.sent_by),
+            "longest_waits": {stream: round(seconds, 3) for stream, seconds in self.longest_waits.items()},
             "rescued": self.rescued,
             "expired": self.expired,
             "jobs_done": self.jobs_done,

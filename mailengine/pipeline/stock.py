@@ -14,6 +14,7 @@ from .composer import Composer
 from .health import Health
 from .items import Call, Item
 from .senders import Team
+from .shares import StreamShares
 
 LARGE_BYTES = 100_000
 """Mail of this size takes memory that counts."""
@@ -38,6 +39,7 @@ class Stock:
         """In the last turn."""
         self._lack_memory: set[UUID] = set()
         """Messages that found none in the last turn."""
+        self.shares = StreamShares(health.settings)
         self._one_by_one: set[str] = set()
         """Providers that get no more calls of many in this run."""
 
@@ -68,7 +70,8 @@ class Stock:
         self._composed_count = 0
         self._lack_memory.clear()
         ends_at = time.monotonic() + COMPOSING_SECONDS
-        planned = (item for call in self._plan(self._items, most=self.team.size, busy={}) for item in call.items)
+        in_turn = self.shares.in_turn(self._items)
+        planned = (item for call in self._plan(in_turn, most=self.team.size, busy={}) for item in call.items)
         for item in (item for item in planned if not item.is_ready):
             if time.monotonic() >= ends_at:
                 return
@@ -99,13 +102,20 @@ class Stock:
         calls = []
         # What waits for memory lets those go that have it.
         able = [item for item in self._items if item.is_ready or item.message.pk not in self._lack_memory]
-        for call in self._plan(able, most=self.team.idle_count, busy=self.team.in_flight):
+        for call in self._plan(self.shares.in_turn(able), most=self.team.idle_count, busy=self.team.in_flight):
             ready = [item for item in call.items if item.is_ready]
             if ready and (len(ready) == len(call.items) or not self._waits(call)):
                 calls.append(Call(ready))
         taken = {id(item) for call in calls for item in call.items}
         self._items = deque(item for item in self._items if id(item) not in taken)
+        waiting = self.streams()
+        for call in calls:
+            self.shares.note(call.items[0], waiting=waiting)
         return calls
+
+    def streams(self) -> Counter[str]:
+        """How much mail it has of each stream."""
+        return Counter(item.message.stream for item in self._items)
 
     def take_untrusted(self) -> list[Item]:
         """Take out those whose lease could end before their handover does."""

@@ -81,6 +81,17 @@ def test_send_mail_says_what_became_of_the_mail_and_what_waits(configure, said, 
     assert without_time(line) == "send_mail: 1 sent, 1 deferred, 1 dead in 1 s (one 1); 2 waiting, oldest 3 min\n"
 
 
+def test_send_mail_says_how_long_mail_of_each_stream_has_waited(provider, said, clock):
+    """N4"""
+    queue("ann@example.org", stream="bulk")
+    clock.advance(minutes=3)
+    queue("bob@example.org")
+
+    line = said("send_mail")
+
+    assert re.search(r"; longest wait: transactional 0\.\d+ s, bulk 3 min$", line)
+
+
 def test_thousands_are_set_off(provider, said):
     queue_job("Hi", "Hello", "a@example.org", [f"reader{number}@example.org" for number in range(1_234)])
 
@@ -112,6 +123,7 @@ def test_as_json_a_run_is_one_object_on_one_line(provider, said_as_json):
         "stopped": "done",
     }
     assert sent.pop("seconds") >= 0
+    assert list(sent.pop("longest_waits")) == ["bulk"]
     assert sent == {
         "command": "send_mail",
         "outcomes": {"sent": 2},

@@ -216,7 +216,7 @@ def test_an_unknown_provider_or_stream_is_named_with_the_nearest(mailengine):
     "entries",
     [
         {"STREAMS": {"bulk": {"KICK": True}}},
-        {"STREAMS": {"bulk": {"SHARE": 0.2}}},
+        {"STREAMS": {"bulk": {"UNDO_SECONDS": 60}}},
     ],
 )
 def test_what_a_later_version_will_know_is_no_error(mailengine, entries):
