@@ -67,7 +67,7 @@ class ComposedEmail(EmailMultiAlternatives):
         if MODERN_MAIL:
             # Headers of attached parts stay as they were written: to fold them anew is to decode what they say.
             policy = kwargs.get("policy", default)
-            kwargs["policy"] = policy.clone(header_factory=_header_factory, refold_source="none")
+            kwargs["policy"] = policy.clone(header_factory=HEADER_FACTORY, refold_source="none")
         message = super().message(**kwargs)
         for number, part in enumerate(_multiparts(message)):
             if part.get_boundary() is None:
@@ -106,7 +106,7 @@ class ComposedEmail(EmailMultiAlternatives):
             return part
 
 
-class _WholeWords(UnstructuredHeader):
+class WholeWords(UnstructuredHeader):
     """A header without a structure, folded at white space alone.
 
     Python's own fold encodes ASCII words that are longer than a line, and then no mailbox finds the link in
@@ -125,12 +125,12 @@ class _WholeWords(UnstructuredHeader):
         return "".join(f"{line}{policy.linesep}" for line in lines)
 
 
-_header_factory = HeaderRegistry(default_class=_WholeWords)
+HEADER_FACTORY = HeaderRegistry(default_class=WholeWords)
 
 
 def load_words(content_id: int) -> Words:
     """The content and what it says of its files. Raises `InvalidMail` for what no mail can be made of."""
-    content = _checked(Content.objects.get(pk=content_id))
+    content = checked_content(Content.objects.get(pk=content_id))
     files = list(content.files.select_related("attachment"))
     for file in files:
         file.filename = checked_filename(file.filename)
@@ -138,7 +138,7 @@ def load_words(content_id: int) -> Words:
     return Words(content, files)
 
 
-def _checked(content: Content) -> Content:
+def checked_content(content: Content) -> Content:
     """The content, judged once more: whatever wrote the row, no mail of it has a header that it wasn't to have.
 
     Not saved: the row stays as it is.
@@ -158,13 +158,13 @@ def compose(message: Message, words: Words, *, read: Callable[[Attachment], byte
     Raises `InvalidMail` when the merge data can't be put into these words, `NoSender`, and what `read` raises.
     """
     content = words.content
-    sender = _sender(content)
-    subject, text, html = _merged(content, message.merge_data)
+    sender = sender_of(content)
+    subject, text, html = merged(content, message.merge_data)
     email = ComposedEmail(subject=subject, body=text, from_email=str(sender))
     email.boundary = message.pk.hex
     email.reply_to = list(content.reply_to)
-    email.extra_headers = dict(_headers(message, content, sender))
-    _address(email, list(_recipients(message)))
+    email.extra_headers = dict(headers_of(message, content, sender))
+    _address(email, list(recipients_of(message)))
     if html:
         email.attach_alternative(html, "text/html")
     _add_extras(email, content.extras, message)
@@ -177,7 +177,7 @@ def compose(message: Message, words: Words, *, read: Callable[[Attachment], byte
     return email
 
 
-def _sender(content: Content) -> Address:
+def sender_of(content: Content) -> Address:
     if content.from_email:
         return parse_address(content.from_email)
     try:
@@ -186,7 +186,7 @@ def _sender(content: Content) -> Address:
         raise NoSender(f"DEFAULT_FROM_EMAIL: {error}") from error
 
 
-def _merged(content: Content, data: Mapping[str, object] | None) -> tuple[str, str, str]:
+def merged(content: Content, data: Mapping[str, object] | None) -> tuple[str, str, str]:
     if data is None:
         return content.subject, content.text, content.html
     return (
@@ -196,7 +196,7 @@ def _merged(content: Content, data: Mapping[str, object] | None) -> tuple[str, s
     )
 
 
-def _headers(message: Message, content: Content, sender: Address) -> Iterator[tuple[str, str]]:
+def headers_of(message: Message, content: Content, sender: Address) -> Iterator[tuple[str, str]]:
     own = {name.lower() for name in content.headers}
     domain = sender.spec.rpartition("@")[2]
     ours = {
@@ -209,7 +209,7 @@ def _headers(message: Message, content: Content, sender: Address) -> Iterator[tu
     yield from content.headers.items()
 
 
-def _recipients(message: Message) -> Iterator[tuple[Address, str, str]]:
+def recipients_of(message: Message) -> Iterator[tuple[Address, str, str]]:
     """Address, kind and outcome of each recipient, judged once more. Raises `InvalidMail`."""
     stored = message.other_recipients
     if stored is not None and not _are_recipients(stored):

@@ -1,0 +1,135 @@
+"""The words of a content as bytes, rendered once, with places for what each of its mails has for itself: `Mould`.
+
+Each mail that is cast is, byte for byte, what `render(compose(...))` gives for the message. What can't be had that way
+is `Unfit`, and is composed by Django.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from django.conf import settings as django_settings
+
+from ..backends.wire import WireMail
+from ..models import Attachment, ContentFile, Message
+from .compose import Words, merged, sender_of
+from .folding import CHARSET, CRLF, Encoded, How, Unfit, begins_a_line_with_a_dot, encoded_text
+from .frame import FILES, HEADERS, HTML, ID, TEXT, File, Structure, addresses_of, escaped, frame_of, head_of, values_of
+
+BINARY = "application/octet-stream"
+"""The type of a file of which nothing else is known, as Django has it."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A frame with the headers of a content: bytes for a `%`, and places of words between them."""
+
+    items: tuple[bytes | int, ...]
+    has_dots: bool
+
+
+class Mould:
+    """Casts the mails of one content. Raises `Unfit` where none can be cast, and what `read` and `compose()` raise.
+
+    `read` gives the bytes of a file, `encode` gives them as they are in a mail.
+    """
+
+    def __init__(
+        self, words: Words, *, read: Callable[[Attachment], bytes], encode: Callable[[Attachment], Encoded]
+    ) -> None:
+        content = words.content
+        self.content = content
+        self.sender = sender_of(content)
+        charsets = {django_settings.DEFAULT_CHARSET, content.extras.get("encoding") or CHARSET}
+        if charsets != {CHARSET}:
+            raise Unfit(f"its texts are not in {CHARSET}")
+        self._head = head_of(content, self.sender)
+        self._files = tuple(_file(file, read) for file in words.files)
+        self._parts = {
+            FILES + number: encode(file.attachment)
+            for number, file in enumerate(words.files)
+            if self._files[number].whole is None
+        }
+        self._literal: dict[str, Encoded] = {}
+        """The words that are the same for all."""
+        self._plans: dict[tuple[How | None, How | None], _Plan] = {}
+
+    def cast(self, message: Message) -> WireMail:
+        """The mail for those recipients of the message that are still to be served. Raises as `compose()`, or `Unfit`.
+
+        Large pieces of it are those of all others.
+        """
+        content = self.content
+        subject, text, html = merged(content, message.merge_data)
+        parts: Mapping[int, Encoded] = {
+            **self._parts,
+            **({TEXT: self._encoded(text, content.text)} if text else {}),
+            **({HTML: self._encoded(html, content.html)} if html else {}),
+        }
+        plan = self._plan(parts)
+        addresses, envelope = addresses_of(message, content.headers)
+        values = values_of(message, subject, addresses)
+        has_dots = plan.has_dots
+        pieces: list[bytes] = []
+        for item in plan.items:
+            if isinstance(item, bytes):
+                pieces.append(item % values)
+            else:
+                pieces += parts[item].pieces
+                has_dots = has_dots or parts[item].has_dots
+        if not pieces[-1].endswith(CRLF):
+            pieces.append(CRLF)
+        return WireMail(self.sender.spec, envelope, pieces, has_dots)
+
+    def _encoded(self, text: str, literal: str) -> Encoded:
+        """The text, encoded; kept, where the words of the content are all there is to it."""
+        encoded = self._literal.get(text)
+        if encoded is None:
+            encoded = encoded_text(text)
+            if text == literal:
+                self._literal[text] = encoded
+        return encoded
+
+    def _plan(self, parts: Mapping[int, Encoded]) -> _Plan:
+        key = tuple(parts[place].how if place in parts else None for place in (TEXT, HTML))
+        plan = self._plans.get(key)
+        if plan is None:
+            extras = self.content.extras
+            subtypes = [(name, extras[name]) for name in ("content_subtype", "mixed_subtype") if name in extras]
+            alternatives = tuple((words, mimetype) for words, mimetype in extras.get("alternatives", ()))
+            structure = Structure(*key, self._files, alternatives, tuple(subtypes))
+            plan = self._plans[key] = self._planned(frame_of(structure).items)
+        return plan
+
+    def _planned(self, frame: tuple[bytes | str | int, ...]) -> _Plan:
+        items: list[bytes | int] = []
+        for item in frame:
+            if isinstance(item, int):
+                items.append(item)
+                continue
+            content = {HEADERS: self._head, ID: b"%(hex)s"}[item] if isinstance(item, str) else escaped(item)
+            if items and isinstance(items[-1], bytes):
+                items[-1] += content
+            else:
+                items.append(content)
+        # What is put between them begins no line: a header is folded at a space, which is then the first of the line.
+        has_dots = any(begins_a_line_with_a_dot(item) for item in items if isinstance(item, bytes))
+        return _Plan(tuple(items), has_dots)
+
+
+def _file(file: ContentFile, read: Callable[[Attachment], bytes]) -> File:
+    mimetype = file.mimetype or mimetypes.guess_type(file.filename)[0] or BINARY
+    if file.is_part or mimetype.lower().startswith(("message/", "multipart/")):
+        return File(file.filename, file.mimetype, is_part=file.is_part, whole=read(file.attachment))
+    is_text = not mimetype.lower().startswith("text/") or _is_text(read(file.attachment))
+    return File(file.filename, file.mimetype, is_text)
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
