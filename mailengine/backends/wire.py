@@ -46,6 +46,10 @@ class WireMail:
         return [address for address in self.to if address]
 
 
+Mail = EmailMessage | WireMail
+"""What is handed over; a `WireMail` only to those that take it."""
+
+
 def render(email: EmailMessage) -> bytes:
     """The email as it goes over the wire: CRLF at the end of each line, and no byte above 127."""
     if MODERN_MAIL:

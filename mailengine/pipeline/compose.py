@@ -149,6 +149,7 @@ def checked_content(content: Content) -> Content:
     content.reply_to = [str(checked_address("reply_to", item)) for item in listed("reply_to", content.reply_to)]
     content.headers = checked_headers(content.headers)
     content.extras = checked_extras(content.extras)
+    _instant(content.extras.get("send_at"))  # raises ValueError for what is none
     return content
 
 

@@ -96,7 +96,7 @@ def _folded(name: str, value: str) -> bytes:
 
 
 if MODERN_MAIL:
-    _POLICY = SEVEN_BIT.clone(header_factory=HEADER_FACTORY, refold_source="none", linesep="\r\n")
+    _MODERN = SEVEN_BIT.clone(header_factory=HEADER_FACTORY, refold_source="none", linesep="\r\n")
 
     class _Unparsed:
         """Headers as they are given: to parse them takes longer than to encode a text."""
@@ -117,10 +117,10 @@ if MODERN_MAIL:
 
     def _written(name: str, value: str) -> bytes:
         """As `EmailMessage.message()` sets it and Python's generator writes it."""
-        name, parsed = _POLICY.header_store_parse(name, value)
+        name, parsed = _MODERN.header_store_parse(name, value)
         if isinstance(parsed, AddressHeader) and not all(address.domain.isascii() for address in parsed.addresses):
             raise ValueError("a domain is not ASCII")
-        return _POLICY.fold_binary(name, parsed)
+        return _MODERN.fold_binary(name, parsed)
 
     def encoded_text(text: str) -> Encoded:
         """The text as the body of a part."""
@@ -132,18 +132,19 @@ if MODERN_MAIL:
 else:
     from django.core.mail.message import SafeMIMEText, forbid_multi_line_headers
 
-    _POLICY = compat32.clone(linesep="\r\n")
+    _LEGACY = compat32.clone(linesep="\r\n")
 
+    @lru_cache(maxsize=1)
     def _is_unstructured(name: str) -> bool:
         return True  # ASCII is written as it is, in whichever header
 
     def _written(name: str, value: str) -> bytes:
         """As `SafeMIMEText` sets it and Python's generator writes it."""
-        return _POLICY.fold_binary(*forbid_multi_line_headers(name, value, CHARSET))
+        return _LEGACY.fold_binary(*forbid_multi_line_headers(name, value, CHARSET))
 
     def encoded_text(text: str) -> Encoded:
         """The text as the body of a part."""
-        part = SafeMIMEText(text, "plain", CHARSET)
+        part: Any = SafeMIMEText(text, "plain", CHARSET)
         how = tuple(part.items())  # as Django has it: of what it has as 8 bits, that header moves to the end
         make_seven_bit(part)
         content = _on_the_wire(part.get_payload())

@@ -7,7 +7,7 @@ A second one shows whether the frame is understood: what is put into it must be 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -71,7 +71,7 @@ class Frame:
     items: tuple[bytes | str | int, ...]
 
     def filled(self, headers: bytes, message_id: UUID, words: Mapping[int, Encoded]) -> bytes:
-        values = {HEADERS: headers, ID: message_id.hex.encode()}
+        values: dict[str | int, bytes] = {HEADERS: headers, ID: message_id.hex.encode()}
         values |= {place: b"".join(encoded.pieces) for place, encoded in words.items()}
         content = b"".join(item if isinstance(item, bytes) else values[item] for item in self.items)
         return content if content.endswith(CRLF) else content + CRLF
@@ -184,16 +184,16 @@ def _sample(structure: Structure, *, is_plain: bool) -> tuple[bytes, UUID, dict[
         content.text, words[TEXT] = _sample_text(structure.text)
     if structure.html is not None:
         content.html, words[HTML] = _sample_text(structure.html)
-    files, data = [], {}
+    files: list[ContentFile] = []
+    data: dict[str, bytes] = {}
     for number, file in enumerate(structure.files):
         attachment = Attachment(sha256=str(number))
         files.append(
-            ContentFile(
-                attachment=attachment, filename=file.filename, mimetype=file.mimetype, is_part=file.is_part
-            )
+            ContentFile(attachment=attachment, filename=file.filename, mimetype=file.mimetype, is_part=file.is_part)
         )
-        data[attachment.sha256] = file.whole
-        if file.whole is None:
+        if file.whole is not None:
+            data[attachment.sha256] = file.whole
+        else:
             data[attachment.sha256] = uuid4().hex.encode() + (b"" if file.is_text else b"\xff")
             words[FILES + number] = encoded_file(data[attachment.sha256])
     sender = sender_of(content)

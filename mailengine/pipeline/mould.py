@@ -33,11 +33,17 @@ class _Plan:
 class Mould:
     """Casts the mails of one content. Raises `Unfit` where none can be cast, and what `read` and `compose()` raise.
 
-    `read` gives the bytes of a file, `encode` gives them as they are in a mail.
+    `read` gives the bytes of a file, `encode` gives them as they are in a mail. Where the mould is for many mails
+    (`is_shared`), it may cost more than one of them does.
     """
 
     def __init__(
-        self, words: Words, *, read: Callable[[Attachment], bytes], encode: Callable[[Attachment], Encoded]
+        self,
+        words: Words,
+        *,
+        read: Callable[[Attachment], bytes],
+        encode: Callable[[Attachment], Encoded],
+        is_shared: bool = True,
     ) -> None:
         content = words.content
         self.content = content
@@ -47,6 +53,9 @@ class Mould:
             raise Unfit(f"its texts are not in {CHARSET}")
         self._head = head_of(content, self.sender)
         self._files = tuple(_file(file, read) for file in words.files)
+        self._alternatives = tuple((text, mimetype) for text, mimetype in content.extras.get("alternatives", ()))
+        if not is_shared and (self._alternatives or any(file.whole is not None for file in self._files)):
+            raise Unfit("its structure is its own")
         self._parts = {
             FILES + number: encode(file.attachment)
             for number, file in enumerate(words.files)
@@ -93,13 +102,13 @@ class Mould:
         return encoded
 
     def _plan(self, parts: Mapping[int, Encoded]) -> _Plan:
-        key = tuple(parts[place].how if place in parts else None for place in (TEXT, HTML))
+        text, html = (parts[place].how if place in parts else None for place in (TEXT, HTML))
+        key = text, html
         plan = self._plans.get(key)
         if plan is None:
             extras = self.content.extras
             subtypes = [(name, extras[name]) for name in ("content_subtype", "mixed_subtype") if name in extras]
-            alternatives = tuple((words, mimetype) for words, mimetype in extras.get("alternatives", ()))
-            structure = Structure(*key, self._files, alternatives, tuple(subtypes))
+            structure = Structure(text, html, self._files, self._alternatives, tuple(subtypes))
             plan = self._plans[key] = self._planned(frame_of(structure).items)
         return plan
 

@@ -7,8 +7,7 @@ from datetime import UTC, datetime, timedelta
 from email.message import MIMEPart
 from uuid import UUID
 
-import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mailengine.addresses import Address, parse_address
@@ -27,7 +26,9 @@ CHARACTERS = st.one_of(
 LINE = st.one_of(
     st.text(CHARACTERS, max_size=120),
     st.sampled_from(["", ".", "..", ". ", "From me", "x" * 77, "x" * 78, "x" * 79, "x" * 998, "x" * 999, "é" * 500]),
-    st.sampled_from(["a " * 38 + "b", "a" * 75 + " ", "a" * 76 + "\t", "=" * 30, "word " * 300, "😀" * 20, "a\x0bb\x85c"]),
+    st.sampled_from(
+        ["a " * 38 + "b", "a" * 75 + " ", "a" * 76 + "\t", "=" * 30, "word " * 300, "😀" * 20, "a\x0bb\x85c"]
+    ),
 )
 TEXT = st.builds(
     lambda lines, end: "".join(f"{line}{ending}" for line, ending in lines) + end,
@@ -38,15 +39,21 @@ WORD = st.text(CHARACTERS, max_size=40)
 ONE_LINE = st.one_of(
     WORD,
     st.lists(WORD, max_size=30).map(" ".join),
-    st.sampled_from(["", " ", "Hello", "a" * 74, "a" * 66, "a" * 67, "a" * 68, "Grüße " * 40, "=?utf-8?q?=C3=A4?=", "=? ?="]),
+    st.sampled_from(
+        ["", " ", "Hello", "a" * 74, "a" * 66, "a" * 67, "a" * 68, "Grüße " * 40, "=?utf-8?q?=C3=A4?=", "=? ?="]
+    ),
     st.integers(1, 400).map(lambda count: "ä" * count),
     st.integers(1, 120).map(lambda count: "b" * count),
 )
-DOMAINS = st.sampled_from(["example.org", "bücher.example", "a-rather-long-name.of-a-department.company.example", "x.io"])
+DOMAINS = st.sampled_from(
+    ["example.org", "bücher.example", "a-rather-long-name.of-a-department.company.example", "x.io"]
+)
 LOCAL_PARTS = st.sampled_from(["ann", "Ann.Lee+news", "a" * 64, "x_y-z", "o'hara", "a!b", "a%s", "a{b}"])
 NAMES = st.one_of(
     st.just(""),
-    st.sampled_from(["Ann", "Ann Lee", "Lee, Ann", 'The "Boss"', "Änn Löwe", "Ann  Lee", "株式会社", "A" * 90, "Ä" * 90]),
+    st.sampled_from(
+        ["Ann", "Ann Lee", "Lee, Ann", 'The "Boss"', "Änn Löwe", "Ann  Lee", "株式会社", "A" * 90, "Ä" * 90]
+    ),
     WORD,
 )
 
@@ -73,7 +80,9 @@ HEADERS = st.dictionaries(
 FILES = st.lists(
     st.tuples(
         st.sampled_from(["a.pdf", "brief.txt", "Übersicht.csv", "a" * 120 + ".png", "mail.eml", "no type"]),
-        st.sampled_from(["", "application/pdf", "text/plain", "text/csv; charset=iso-8859-1", "message/rfc822", "image/png"]),
+        st.sampled_from(
+            ["", "application/pdf", "text/plain", "text/csv; charset=iso-8859-1", "message/rfc822", "image/png"]
+        ),
         st.binary(max_size=200) | st.sampled_from([b"", b"Subject: a\n\n.b\n", "Tür\r\n".encode()]),
         st.booleans(),
     ),
@@ -129,13 +138,15 @@ def messages(draw, *, data):
         merge_data=draw(data),
     )
     if draw(st.booleans()):
-        entry = st.builds(
-            lambda address, kind, outcome: {
-                "address": address.spec, "name": address.name, "kind": kind, "outcome": outcome,
-            },
-            addresses(), st.sampled_from(["to", "to", "cc", "bcc"]), st.sampled_from(["", "", "accepted", "suppressed"]),
-        )  # fmt: skip
-        message.other_recipients = draw(st.lists(entry, min_size=1, max_size=3))
+        message.other_recipients = [
+            {
+                "address": address.spec,
+                "name": address.name,
+                "kind": draw(st.sampled_from(["to", "to", "cc", "bcc"])),
+                "outcome": draw(st.sampled_from(["", "", "accepted", "suppressed"])),
+            }
+            for address in draw(st.lists(addresses(), min_size=1, max_size=3))
+        ]
     return message
 
 
