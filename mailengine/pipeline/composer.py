@@ -24,7 +24,8 @@ from ..providers.classify.errors import text_of
 from ..providers.connection import takes_wire_mail
 from .alerts import Alert
 from .compose import ComposedEmail, NoSender, Words, compose, load_words
-from .folding import Encoded, Unfit, encoded_file
+from .encoding import Encoded, encoded_file
+from .folding import Unfit
 from .health import Health
 from .items import Item
 from .mould import Mould

@@ -1,4 +1,4 @@
-"""Headers and texts in the form in which Django writes them into a mail, one by one: what a `Mould` is filled with.
+"""Headers as Django writes them into a mail, one by one.
 
 Python's own code decides on each; what it makes of a value depends on nothing else in the mail, so it is remembered.
 """
@@ -6,47 +6,25 @@ Python's own code decides on each; what it makes of a value depends on nothing e
 from __future__ import annotations
 
 import re
-from base64 import encodebytes
-from dataclasses import dataclass
 from email.headerregistry import AddressHeader
-from email.message import MIMEPart
 from email.policy import compat32
 from functools import lru_cache
-from typing import Any
 
 from ..addresses import PLAIN, Address
-from ..backends.wire import MODERN_MAIL, SEVEN_BIT, make_seven_bit
+from ..backends.wire import MODERN_MAIL, SEVEN_BIT
 from .compose import HEADER_FACTORY, WholeWords
+from .encoding import CHARSET
 
-CHARSET = "utf-8"
-CRLF = b"\r\n"
 SHORT = 74
 """A header of so many characters, name and value, is never folded: a line has 78, the colon and the space included."""
-BASE64_BYTES = 57 * 2_000
-"""So many bytes of a file are encoded at a time: whole lines of base64."""
 
 _WORDS = re.compile(r"[!-~]+(?: [!-~]+)*")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9]+(?: [A-Za-z0-9]+)*")
-_LINE_END = re.compile(rb"\r\n|\r|\n")
 _HEADER = re.compile(rb"[^\r\n]+\r\n(?:[ \t][^\r\n]*\r\n)*")
-
-
-How = tuple[tuple[str, str], ...]
-"""How a text is encoded: the headers of its part, in their order."""
 
 
 class Unfit(Exception):  # noqa: N818  named for what the mail is
     """This mail is better left to Django; the text says why."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A text or file as it stands in the body of a mail."""
-
-    pieces: tuple[bytes, ...]
-    how: How = ()
-    has_dots: bool = False
-    """Whether a line of it begins with a dot."""
 
 
 @lru_cache(maxsize=2048)
@@ -69,22 +47,6 @@ def header_of_addresses(name: str, addresses: list[Address]) -> bytes:
     return _folded(name, ", ".join(map(str, addresses)))
 
 
-def encoded_file(data: bytes) -> Encoded:
-    """The bytes in base64."""
-    chunks = (data[start : start + BASE64_BYTES] for start in range(0, len(data), BASE64_BYTES))
-    return Encoded(tuple(encodebytes(chunk).replace(b"\n", CRLF) for chunk in chunks))
-
-
-def begins_a_line_with_a_dot(content: bytes) -> bool:
-    """Whether any line of it does; `content` begins with a line."""
-    return content.startswith(b".") or b"\n." in content
-
-
-def _on_the_wire(payload: str) -> bytes:
-    content = payload.encode("ascii")
-    return _LINE_END.sub(CRLF, content) if b"\r" in content else content.replace(b"\n", CRLF)
-
-
 def _folded(name: str, value: str) -> bytes:
     try:
         line = _written(name, value)
@@ -98,19 +60,6 @@ def _folded(name: str, value: str) -> bytes:
 if MODERN_MAIL:
     _MODERN = SEVEN_BIT.clone(header_factory=HEADER_FACTORY, refold_source="none", linesep="\r\n")
 
-    class _Unparsed:
-        """Headers as they are given: to parse them takes longer than to encode a text."""
-
-        max_count = None
-
-        def __getitem__(self, name: str) -> _Unparsed:
-            return self
-
-        def __call__(self, name: str, value: str) -> str:
-            return value
-
-    _UNPARSED = SEVEN_BIT.clone(header_factory=_Unparsed())
-
     @lru_cache(maxsize=256)
     def _is_unstructured(name: str) -> bool:
         return name == "Subject" or issubclass(HEADER_FACTORY[name], WholeWords)
@@ -122,15 +71,8 @@ if MODERN_MAIL:
             raise ValueError("a domain is not ASCII")
         return _MODERN.fold_binary(name, parsed)
 
-    def encoded_text(text: str) -> Encoded:
-        """The text as the body of a part."""
-        part: Any = MIMEPart(policy=_UNPARSED)
-        part.set_content(text, charset=CHARSET)
-        content = _on_the_wire(part.get_payload())
-        return Encoded((content,), tuple(part.items()), begins_a_line_with_a_dot(content))
-
 else:
-    from django.core.mail.message import SafeMIMEText, forbid_multi_line_headers
+    from django.core.mail.message import forbid_multi_line_headers
 
     _LEGACY = compat32.clone(linesep="\r\n")
 
@@ -139,13 +81,5 @@ else:
         return True  # ASCII is written as it is, in whichever header
 
     def _written(name: str, value: str) -> bytes:
-        """As `SafeMIMEText` sets it and Python's generator writes it."""
+        """As its messages set it and Python's generator writes it."""
         return _LEGACY.fold_binary(*forbid_multi_line_headers(name, value, CHARSET))
-
-    def encoded_text(text: str) -> Encoded:
-        """The text as the body of a part."""
-        part: Any = SafeMIMEText(text, "plain", CHARSET)
-        how = tuple(part.items())  # as Django has it: of what it has as 8 bits, that header moves to the end
-        make_seven_bit(part)
-        content = _on_the_wire(part.get_payload())
-        return Encoded((content,), how, begins_a_line_with_a_dot(content))

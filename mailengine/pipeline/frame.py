@@ -18,7 +18,8 @@ from ..addresses import Address
 from ..backends.wire import render
 from ..models import Attachment, Content, ContentFile, Message
 from .compose import Words, compose, headers_of, recipients_of, sender_of
-from .folding import CRLF, Encoded, How, Unfit, encoded_file, encoded_text, header, header_of_addresses
+from .encoding import CRLF, Encoded, How, encoded_file, encoded_text
+from .folding import Unfit, header, header_of_addresses
 
 HEADERS = "headers"
 ID = "id"

@@ -14,9 +14,11 @@ from django.conf import settings as django_settings
 
 from ..backends.wire import WireMail
 from ..models import Attachment, ContentFile, Message
-from .compose import Words, merged, sender_of
-from .folding import CHARSET, CRLF, Encoded, How, Unfit, begins_a_line_with_a_dot, encoded_text
+from .compose import Words, sender_of
+from .encoding import CHARSET, CRLF, Block, Encoded, How, begins_a_line_with_a_dot, encoded_blocks, encoded_text
+from .folding import Unfit
 from .frame import FILES, HEADERS, HTML, ID, TEXT, File, Structure, addresses_of, escaped, frame_of, head_of, values_of
+from .merge import Template, compile_template, render_header
 
 BINARY = "application/octet-stream"
 """The type of a file of which nothing else is known, as Django has it."""
@@ -28,6 +30,15 @@ class _Plan:
 
     items: tuple[bytes | int, ...]
     has_dots: bool
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """The words of a content with merge fields: what has none is encoded once."""
+
+    subject: Template
+    text: tuple[Block | Template, ...]
+    html: tuple[Block | Template, ...]
 
 
 class Mould:
@@ -56,13 +67,14 @@ class Mould:
         self._alternatives = tuple((text, mimetype) for text, mimetype in content.extras.get("alternatives", ()))
         if not is_shared and (self._alternatives or any(file.whole is not None for file in self._files)):
             raise Unfit("its structure is its own")
-        self._parts = {
+        self._files_encoded = {
             FILES + number: encode(file.attachment)
             for number, file in enumerate(words.files)
             if self._files[number].whole is None
         }
-        self._literal: dict[str, Encoded] = {}
-        """The words that are the same for all."""
+        self._literal: Mapping[int, Encoded] | None = None
+        """All parts of a mail without merge data."""
+        self._merged: _Merged | None = None
         self._plans: dict[tuple[How | None, How | None], _Plan] = {}
 
     def cast(self, message: Message) -> WireMail:
@@ -71,12 +83,7 @@ class Mould:
         Large pieces of it are those of all others.
         """
         content = self.content
-        subject, text, html = merged(content, message.merge_data)
-        parts: Mapping[int, Encoded] = {
-            **self._parts,
-            **({TEXT: self._encoded(text, content.text)} if text else {}),
-            **({HTML: self._encoded(html, content.html)} if html else {}),
-        }
+        subject, parts = self._words_for(message.merge_data)
         plan = self._plan(parts)
         addresses, envelope = addresses_of(message, content.headers)
         values = values_of(message, subject, addresses)
@@ -92,14 +99,28 @@ class Mould:
             pieces.append(CRLF)
         return WireMail(self.sender.spec, envelope, pieces, has_dots)
 
-    def _encoded(self, text: str, literal: str) -> Encoded:
-        """The text, encoded; kept, where the words of the content are all there is to it."""
-        encoded = self._literal.get(text)
-        if encoded is None:
-            encoded = encoded_text(text)
-            if text == literal:
-                self._literal[text] = encoded
-        return encoded
+    def _words_for(self, data: Mapping[str, object] | None) -> tuple[str, Mapping[int, Encoded]]:
+        """The subject, and the parts of a mail with this merge data."""
+        content = self.content
+        if data is None:
+            if self._literal is None:
+                texts = {TEXT: content.text, HTML: content.html}
+                encoded = {place: encoded_text(text) for place, text in texts.items() if text}
+                self._literal = encoded | self._files_encoded
+            return content.subject, self._literal
+        if self._merged is None:
+            self._merged = _Merged(
+                compile_template(content.subject),
+                _blocks(compile_template(content.text)),
+                _blocks(compile_template(content.html)),
+            )
+        subject = render_header(self._merged.subject, data)
+        parts = dict(self._files_encoded)
+        for place, blocks in ((TEXT, self._merged.text), (HTML, self._merged.html)):
+            filled = [_filled(block, data, html=place == HTML) for block in blocks]
+            if filled := [block for block in filled if block.text]:
+                parts[place] = encoded_blocks(filled)
+        return subject, parts
 
     def _plan(self, parts: Mapping[int, Encoded]) -> _Plan:
         text, html = (parts[place].how if place in parts else None for place in (TEXT, HTML))
@@ -126,6 +147,15 @@ class Mould:
         # What is put between them begins no line: a header is folded at a space, which is then the first of the line.
         has_dots = any(begins_a_line_with_a_dot(item) for item in items if isinstance(item, bytes))
         return _Plan(tuple(items), has_dots)
+
+
+def _blocks(template: Template) -> tuple[Block | Template, ...]:
+    blocks = template.by_lines()
+    return tuple(block if block.fields else Block(block.render({}, html=False)) for block in blocks)
+
+
+def _filled(block: Block | Template, data: Mapping[str, object], *, html: bool) -> Block:
+    return block if isinstance(block, Block) else Block(block.render(data, html=html))
 
 
 def _file(file: ContentFile, read: Callable[[Attachment], bytes]) -> File:

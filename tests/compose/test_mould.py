@@ -7,15 +7,17 @@ from datetime import UTC, datetime, timedelta
 from email.message import MIMEPart
 from uuid import UUID
 
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mailengine.addresses import Address, parse_address
 from mailengine.backends.wire import render
 from mailengine.errors import InvalidMail
+from mailengine.headers import UNSAFE, UNSAFE_IN_NAMES
 from mailengine.models import Attachment, Content, ContentFile, Message
 from mailengine.pipeline.compose import Words, checked_content, compose
-from mailengine.pipeline.folding import encoded_file
+from mailengine.pipeline.encoding import encoded_file
+from mailengine.pipeline.folding import Unfit
 from mailengine.pipeline.mould import Mould
 
 CHARACTERS = st.one_of(
@@ -24,7 +26,7 @@ CHARACTERS = st.one_of(
     st.sampled_from("abcXYZ 019"),
 )
 LINE = st.one_of(
-    st.text(CHARACTERS, max_size=120),
+    st.text(CHARACTERS, max_size=20),
     st.sampled_from(["", ".", "..", ". ", "From me", "x" * 77, "x" * 78, "x" * 79, "x" * 998, "x" * 999, "é" * 500]),
     st.sampled_from(
         ["a " * 38 + "b", "a" * 75 + " ", "a" * 76 + "\t", "=" * 30, "word " * 300, "😀" * 20, "a\x0bb\x85c"]
@@ -32,19 +34,19 @@ LINE = st.one_of(
 )
 TEXT = st.builds(
     lambda lines, end: "".join(f"{line}{ending}" for line, ending in lines) + end,
-    st.lists(st.tuples(LINE, st.sampled_from(["\n", "\n", "\n", "\r\n", "\r", "\n\n"])), max_size=14),
+    st.lists(st.tuples(LINE, st.sampled_from(["\n", "\n", "\n", "\r\n", "\r", "\n\n"])), max_size=12),
     LINE,
 )
-WORD = st.text(CHARACTERS, max_size=40)
+WORD = st.text(CHARACTERS, max_size=10)
 ONE_LINE = st.one_of(
     WORD,
-    st.lists(WORD, max_size=30).map(" ".join),
+    st.lists(WORD, max_size=6).map(" ".join),
     st.sampled_from(
         ["", " ", "Hello", "a" * 74, "a" * 66, "a" * 67, "a" * 68, "Grüße " * 40, "=?utf-8?q?=C3=A4?=", "=? ?="]
     ),
     st.integers(1, 400).map(lambda count: "ä" * count),
     st.integers(1, 120).map(lambda count: "b" * count),
-)
+).map(lambda text: UNSAFE.sub("", text))
 DOMAINS = st.sampled_from(
     ["example.org", "bücher.example", "a-rather-long-name.of-a-department.company.example", "x.io"]
 )
@@ -54,28 +56,33 @@ NAMES = st.one_of(
     st.sampled_from(
         ["Ann", "Ann Lee", "Lee, Ann", 'The "Boss"', "Änn Löwe", "Ann  Lee", "株式会社", "A" * 90, "Ä" * 90]
     ),
-    WORD,
+    WORD.map(lambda text: UNSAFE_IN_NAMES.sub("", text).replace("=?", "").strip()),
 )
-
-
-@st.composite
-def addresses(draw):
-    try:
-        return parse_address(str(Address(draw(NAMES).strip(), f"{draw(LOCAL_PARTS)}@{draw(DOMAINS)}")))
-    except InvalidMail:
-        assume(False)
-
-
-HEADERS = st.dictionaries(
-    st.sampled_from(["X-Order", "References", "List-Unsubscribe", "Sender", "To", "Cc", "From", "reply-to", "Date"])
-    | st.sampled_from(["Message-ID", "Auto-Submitted", "Comments", "X-Rather-Long-Name-Of-A-Header", "List-Id"]),
-    ONE_LINE
-    | st.just(" ".join(f"<{number}.{'x' * 40}@mail.example.org>" for number in range(30)))
-    | st.just(f"<https://example.org/leave/{'x' * 200}>")
-    | st.just("Tue, 01 Jan 2030 00:00:00 +0100")
-    | st.just("<mine@example.org>")
-    | addresses().map(str),
-    max_size=3,
+ADDRESSES = st.builds(
+    lambda name, local_part, domain: parse_address(str(Address(name, f"{local_part}@{domain}"))),
+    NAMES,
+    LOCAL_PARTS,
+    DOMAINS,
+)
+OF_ADDRESSES = st.lists(ADDRESSES.map(str), min_size=1, max_size=2).map(", ".join)
+HEADERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "X-Order": ONE_LINE,
+        "X-Rather-Long-Name-Of-A-Header": ONE_LINE,
+        "References": st.integers(1, 30).map(
+            lambda count: " ".join(f"<{n}.{'x' * 40}@example.org>" for n in range(count))
+        ),
+        "List-Unsubscribe": st.just(f"<https://example.org/leave/{'x' * 200}>"),
+        "Sender": ADDRESSES.map(str),
+        "To": OF_ADDRESSES | st.just("undisclosed-recipients:;"),
+        "cc": OF_ADDRESSES,
+        "From": ADDRESSES.map(str),
+        "reply-to": OF_ADDRESSES,
+        "DATE": st.just("Tue, 01 Jan 2030 00:00:00 +0100"),
+        "message-id": st.just("<mine@example.org>"),
+        "Auto-Submitted": st.just("no"),
+    },
 )
 FILES = st.lists(
     st.tuples(
@@ -83,14 +90,14 @@ FILES = st.lists(
         st.sampled_from(
             ["", "application/pdf", "text/plain", "text/csv; charset=iso-8859-1", "message/rfc822", "image/png"]
         ),
-        st.binary(max_size=200) | st.sampled_from([b"", b"Subject: a\n\n.b\n", "Tür\r\n".encode()]),
+        st.binary(max_size=20) | st.sampled_from([b"", b"Subject: a\n\n.b\n", "Tür\r\n".encode()]),
         st.booleans(),
     ),
     max_size=2,
 )
 DATA = st.dictionaries(
     st.sampled_from(["name", "city"]),
-    st.none() | st.integers() | st.text(CHARACTERS, max_size=200) | LINE | st.lists(st.integers(), max_size=2),
+    st.none() | st.integers() | LINE | st.lists(st.integers(), max_size=2),
     max_size=2,
 )
 FIELD = st.sampled_from(["{{ name }}", "{{name}}", '{{ city|default:"<b>Rom & Ä</b>" }}', "{{ name.first }}"])
@@ -113,27 +120,23 @@ def contents(draw, *, merged: bool):
         subject=words(ONE_LINE),
         text=words(TEXT),
         html=words(st.just("") | TEXT),
-        from_email=str(draw(addresses())),
-        reply_to=[str(address) for address in draw(st.lists(addresses(), max_size=2))],
+        from_email=str(draw(ADDRESSES)),
+        reply_to=[str(address) for address in draw(st.lists(ADDRESSES, max_size=2))],
         headers=draw(HEADERS),
         extras=draw(
             st.just({})
             | st.just({"content_subtype": "markdown", "tags": ["a"], "metadata": {"a": 1}})
             | st.just({"alternatives": [["BEGIN:\n.\n", "text/calendar; method=REQUEST"], ["\x01é", "application/x"]]})
-            | st.just({"encoding": "iso-8859-1"})
         ),
     )
-    try:
-        return checked_content(content)
-    except InvalidMail:
-        assume(False)
+    return checked_content(content)
 
 
 @st.composite
 def messages(draw, *, data):
     message = Message(
         pk=UUID(int=draw(st.integers(0, 2**128 - 1))),
-        recipient=draw(addresses()).spec,
+        recipient=draw(ADDRESSES).spec,
         created_at=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=draw(st.integers(0, 10**8))),
         merge_data=draw(data),
     )
@@ -145,7 +148,7 @@ def messages(draw, *, data):
                 "kind": draw(st.sampled_from(["to", "to", "cc", "bcc"])),
                 "outcome": draw(st.sampled_from(["", "", "accepted", "suppressed"])),
             }
-            for address in draw(st.lists(addresses(), min_size=1, max_size=3))
+            for address in draw(st.lists(ADDRESSES, min_size=1, max_size=3))
         ]
     return message
 
@@ -168,10 +171,15 @@ def words_of(content, files):
 def assert_cast_as_composed(content, messages, files=()):
     """One after another in one mould, each as Django renders it."""
     words, read = words_of(content, files)
-    mould = Mould(words, read=read, encode=lambda attachment: encoded_file(read(attachment)))
-    for message in messages:
+    try:
+        mould = Mould(words, read=read, encode=lambda attachment: encoded_file(read(attachment)))
+        mails = [mould.cast(message) for message in messages]
+    except Unfit as error:
+        if "several headers" not in str(error):  # into which Python folds a name of one long word
+            raise
+        return
+    for message, mail in zip(messages, mails, strict=True):
         email = compose(message, words, read=read)
-        mail = mould.cast(message)
         content = b"".join(mail.pieces)
         assert content == render(email)
         assert mail.has_dots == bool(re.search(rb"^\.", content, re.MULTILINE))
@@ -183,7 +191,6 @@ def assert_cast_as_composed(content, messages, files=()):
 @given(st.data())
 def test_words_for_all(data):
     content = data.draw(contents(merged=False))
-    assume(content.extras.get("encoding") is None)
     assert_cast_as_composed(
         content, data.draw(st.lists(messages(data=st.none()), min_size=1, max_size=3)), data.draw(FILES)
     )
@@ -193,7 +200,6 @@ def test_words_for_all(data):
 @given(st.data())
 def test_words_with_merge_data(data):
     content = data.draw(contents(merged=True))
-    assume(content.extras.get("encoding") is None)
     mails = data.draw(st.lists(messages(data=st.none() | DATA), min_size=1, max_size=4))
     words, read = words_of(content, ())
     fit = []
