@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import encodebytes
-from binascii import b2a_base64
+from binascii import b2a_base64, b2a_qp
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from email import quoprimime
@@ -19,20 +19,22 @@ CHARSET = "utf-8"
 CRLF = b"\r\n"
 BASE64_BYTES = 57 * 2_000
 """So many bytes of a file are encoded at a time: whole lines of base64."""
-LONGEST_LINE = 78
-"""Of text that is not encoded, and of quoted-printable."""
+LONGEST_LINE = 78 if MODERN_MAIL else 998
+"""In octets, of text that need not be encoded for its length."""
+LONGEST_QUOTED = 78 if MODERN_MAIL else 76
+"""Of quoted-printable."""
 LOOKED_AT = 10
 """By so many of its lines Python decides how a text is encoded."""
 _FEW = 24
 """Different characters to encode: with more, to replace them one after another takes longer than all at once."""
 
+if not MODERN_MAIL:
+    from django.core.mail.message import SafeMIMEText
+
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _SAFE = bytes(code for code in range(256) if not quoprimime.body_check(code)) + b"\r\n"
 _SPACES = (" ", "\t")
 _QUOTED = [chr(code) if code in _SAFE else f"={code:02X}" for code in range(256)]
-
-How = tuple[tuple[str, str], ...]
-"""How a text is encoded: the headers of its part, in their order."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Encoded:
     """A text or file as it stands in the body of a mail."""
 
     pieces: tuple[bytes, ...]
-    how: How = ()
+    how: str = ""
+    """Its Content-Transfer-Encoding, as Django chooses it; what it has as 8 bits becomes quoted-printable."""
     has_dots: bool = False
     """Whether a line of it begins with a dot."""
 
@@ -53,28 +56,46 @@ class Block:
         """Ends in a newline, unless it is the last of its text."""
 
     @cached_property
+    def content(self) -> bytes:
+        return self.text.encode()
+
+    @cached_property
     def lines(self) -> list[bytes]:
-        return self.text.encode().splitlines()
+        return self.content.splitlines()
 
     @cached_property
-    def is_plain(self) -> bool:
-        """Whether a server takes it as it is."""
-        return self.text.isascii() and max(map(len, self.lines), default=0) <= LONGEST_LINE
+    def is_short(self) -> bool:
+        """Whether Django leaves its lines as they are, for their length."""
+        if MODERN_MAIL:
+            return max(map(len, self.lines), default=0) <= LONGEST_LINE
+        return not any(
+            len(line.encode()) > LONGEST_LINE for line in self.text.splitlines() if len(line) > LONGEST_LINE // 4
+        )
 
     @cached_property
-    def plain(self) -> Encoded:
-        return _lines(CRLF.join([*self.lines, b""]))
+    def as_it_is(self) -> Encoded:
+        return _lines(self._ended(CRLF.join(self.lines)))
 
     @cached_property
     def quoted_printable(self) -> Encoded:
-        return _lines(_quoted_printable(self.lines))
+        return _lines(self._ended(_quoted_printable(self.lines)))
+
+    @cached_property
+    def from_eight_bits(self) -> Encoded:
+        """As `encoders.encode_quopri()` gives it."""
+        content = b2a_qp(self.content, quotetabs=True).replace(b" ", b"=20")
+        return _lines(_LINE_END.sub(CRLF, content) if b"\r" in content else content.replace(b"\n", CRLF))
 
     @cached_property
     def is_shorter_in_base64(self) -> bool:
         """Judged by its first lines, as Python does."""
         lines = self.lines[:LOOKED_AT]
-        quoted = _quoted_printable(lines)
+        quoted = _quoted_printable(lines) + CRLF
         return len(quoted) - quoted.count(b"\n") > len(b2a_base64(CRLF.join([*lines, b""])))
+
+    def _ended(self, content: bytes) -> bytes:
+        """With the end of the last line: Django 6 writes one in any case."""
+        return content + CRLF if MODERN_MAIL or self.text.endswith(("\n", "\r")) else content
 
 
 def encoded_file(data: bytes) -> Encoded:
@@ -90,7 +111,7 @@ def encoded_text(text: str) -> Encoded:
 
 def encoded_blocks(blocks: Sequence[Block]) -> Encoded:
     """The text of these blocks together; none of them is empty."""
-    if MODERN_MAIL and _is_as_python():
+    if _is_as_python():
         return _encoded_blocks(blocks)
     return _by_python("".join(block.text for block in blocks))
 
@@ -100,38 +121,54 @@ def begins_a_line_with_a_dot(content: bytes) -> bool:
     return content.startswith(b".") or b"\n." in content
 
 
-# Django 6, in a quarter of Python's time
+# In a fraction of Python's time
 
 
 @lru_cache(maxsize=1)
 def _is_as_python() -> bool:
     """Whether what follows is what this Python does; another may encode texts in another way."""
-    cuts = [f"{'x' * count}{end}" for count in range(73, 83) for end in ("x", " ", "\t", "=", "é")]
-    samples = ["a", "a\r\n.b\rc\n\n", "é", "é" * 200, "x" * 79, "x" * 200 + "é" * 20, "x" * 20 + "é" * 8]
-    samples += ["\n".join(cuts), "\n".join(["é", *cuts]), "é" * 200 + "\n" * 20, "\n".join(reversed(cuts))]
+    cuts = [f"{'x' * count}{end}" for count in range(71, 83) for end in ("x", " ", "\t", "=", "é")]
+    samples = ["a", "a\r\n.b\rc\n\n", "é", "é" * 200, "x" * 79, "x" * 200 + "é" * 20, "x" * 20 + "é" * 8, "x" * 999]
+    samples += [
+        "\n".join(cuts),
+        "\n".join(["é", *cuts]),
+        "é" * 200 + "\n" * 20,
+        "\n".join([*reversed(cuts), "é" * 500]),
+    ]
     return all(_encoded_blocks([Block(sample)]) == _by_python(sample) for sample in samples)
 
 
-def _encoded_blocks(blocks: Sequence[Block]) -> Encoded:
-    if all(block.is_plain for block in blocks):
-        return _together("7bit", [block.plain for block in blocks])
-    first = blocks[0]
-    if len(first.lines) < LOOKED_AT and len(blocks) > 1:
-        lines = islice(chain.from_iterable(block.lines for block in blocks), LOOKED_AT)
-        first = Block(b"\n".join(lines).decode())
-    if first.is_shorter_in_base64:
-        content = CRLF.join([*chain.from_iterable(block.lines for block in blocks), b""])
-        return _together("base64", [encoded_file(content)])
-    return _together("quoted-printable", [block.quoted_printable for block in blocks])
+if MODERN_MAIL:
+
+    def _encoded_blocks(blocks: Sequence[Block]) -> Encoded:
+        if all(block.text.isascii() and block.is_short for block in blocks):
+            return _together("7bit", [block.as_it_is for block in blocks])
+        first = blocks[0]
+        if len(first.lines) < LOOKED_AT and len(blocks) > 1:
+            lines = islice(chain.from_iterable(block.lines for block in blocks), LOOKED_AT)
+            first = Block(b"\n".join(lines).decode())
+        if first.is_shorter_in_base64:
+            content = CRLF.join([*chain.from_iterable(block.lines for block in blocks), b""])
+            return _together("base64", [encoded_file(content)])
+        return _together("quoted-printable", [block.quoted_printable for block in blocks])
+
+else:
+
+    def _encoded_blocks(blocks: Sequence[Block]) -> Encoded:
+        if not all(block.is_short for block in blocks):
+            return _together("quoted-printable", [block.quoted_printable for block in blocks])
+        if all(block.text.isascii() for block in blocks):
+            return _together("7bit", [block.as_it_is for block in blocks])
+        return _together("8bit", [block.from_eight_bits for block in blocks])
 
 
 def _together(name: str, parts: Sequence[Encoded]) -> Encoded:
     pieces = tuple(chain.from_iterable(part.pieces for part in parts))
-    return Encoded(pieces, (("Content-Transfer-Encoding", name),), any(part.has_dots for part in parts))
+    return Encoded(pieces, name, any(part.has_dots for part in parts))
 
 
 def _lines(content: bytes) -> Encoded:
-    return Encoded((content,), (), begins_a_line_with_a_dot(content))
+    return Encoded((content,), "", begins_a_line_with_a_dot(content))
 
 
 def _quoted_printable(lines: Sequence[bytes]) -> bytes:
@@ -146,19 +183,19 @@ def _quoted_printable(lines: Sequence[bytes]) -> bytes:
             text = text.replace(chr(code), _QUOTED[code])
     short: list[str] = []
     for line in text.split("\n"):
-        if len(line) <= LONGEST_LINE and line[-1:] not in _SPACES:
+        if len(line) <= LONGEST_QUOTED and line[-1:] not in _SPACES:
             short.append(line)
         else:
             short += _cut(line)
-    return "\r\n".join([*short, ""]).encode("ascii")
+    return "\r\n".join(short).encode("ascii")
 
 
 def _cut(line: str) -> Iterator[str]:
     """A line of quoted-printable, in several where it is too long or ends in a space."""
     start = 0
-    last = len(line) - LONGEST_LINE - 1
+    last = len(line) - LONGEST_QUOTED - 1
     while start <= last:
-        stop = start + LONGEST_LINE - 1
+        stop = start + LONGEST_QUOTED - 1
         if line[stop - 2] == "=":  # not within what stands for one character
             stop -= 2
         elif line[stop - 1] == "=":
@@ -178,29 +215,18 @@ def _cut(line: str) -> Iterator[str]:
         yield f"={ord(line[-1]):02X}"
 
 
-# Any Django
+# In Python's own
 
 
 def _by_python(text: str) -> Encoded:
-    part = _part(text)
-    how = tuple((name, str(value)) for name, value in part.items())
-    if not MODERN_MAIL:
-        make_seven_bit(part)  # by which that header moves to the end: `how` is as Django has it
-    content = part.get_payload().encode("ascii")
-    content = _LINE_END.sub(CRLF, content) if b"\r" in content else content.replace(b"\n", CRLF)
-    return Encoded((content,), how, begins_a_line_with_a_dot(content))
-
-
-if MODERN_MAIL:
-
-    def _part(text: str) -> Any:
+    part: Any
+    if MODERN_MAIL:
         part = MIMEPart(policy=SEVEN_BIT)
         part.set_content(text, charset=CHARSET)
-        del part["Content-Type"]
-        return part
-
-else:
-    from django.core.mail.message import SafeMIMEText
-
-    def _part(text: str) -> Any:
-        return SafeMIMEText(text, "plain", CHARSET)
+    else:
+        part = SafeMIMEText(text, "plain", CHARSET)
+    how = str(part["Content-Transfer-Encoding"])
+    make_seven_bit(part)
+    content = part.get_payload().encode("ascii")
+    content = _LINE_END.sub(CRLF, content)
+    return Encoded((content,), how, begins_a_line_with_a_dot(content))

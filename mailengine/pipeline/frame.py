@@ -18,7 +18,7 @@ from ..addresses import Address
 from ..backends.wire import render
 from ..models import Attachment, Content, ContentFile, Message
 from .compose import Words, compose, headers_of, recipients_of, sender_of
-from .encoding import CRLF, Encoded, How, encoded_file, encoded_text
+from .encoding import CRLF, Encoded, encoded_file, encoded_text
 from .folding import Unfit, header, header_of_addresses
 
 HEADERS = "headers"
@@ -50,9 +50,9 @@ class File:
 class Structure:
     """All that a frame depends on."""
 
-    text: How | None
+    text: str | None
     """How its text is encoded; None where it is empty."""
-    html: How | None
+    html: str | None
     files: tuple[File, ...] = ()
     alternatives: tuple[tuple[str, str], ...] = ()
     """Further ones, with their words."""
@@ -204,13 +204,13 @@ def _sample(structure: Structure, *, is_plain: bool) -> tuple[bytes, UUID, dict[
     return headers, message.pk, words, rendered
 
 
-def _sample_text(how: How) -> tuple[str, Encoded]:
+def _sample_text(how: str) -> tuple[str, Encoded]:
     for ending in _ENDINGS:
         text = uuid4().hex + ending
         encoded = encoded_text(text)
         if encoded.how == how:
             return text, encoded
-    raise Unfit(f"a text is encoded in a way that is not known: {dict(how)}")
+    raise Unfit(f"a text is encoded in a way that is not known: {how}")
 
 
 def _taken_apart(rendered: bytes, headers: bytes, message_id: UUID, words: Mapping[int, Encoded]) -> Frame:

@@ -15,7 +15,7 @@ from django.conf import settings as django_settings
 from ..backends.wire import WireMail
 from ..models import Attachment, ContentFile, Message
 from .compose import Words, sender_of
-from .encoding import CHARSET, CRLF, Block, Encoded, How, begins_a_line_with_a_dot, encoded_blocks, encoded_text
+from .encoding import CHARSET, CRLF, Block, Encoded, begins_a_line_with_a_dot, encoded_blocks, encoded_text
 from .folding import Unfit
 from .frame import FILES, HEADERS, HTML, ID, TEXT, File, Structure, addresses_of, escaped, frame_of, head_of, values_of
 from .merge import Template, compile_template, render_header
@@ -75,7 +75,7 @@ class Mould:
         self._literal: Mapping[int, Encoded] | None = None
         """All parts of a mail without merge data."""
         self._merged: _Merged | None = None
-        self._plans: dict[tuple[How | None, How | None], _Plan] = {}
+        self._plans: dict[tuple[str | None, str | None], _Plan] = {}
 
     def cast(self, message: Message) -> WireMail:
         """The mail for those recipients of the message that are still to be served. Raises as `compose()`, or `Unfit`.

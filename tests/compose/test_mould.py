@@ -109,7 +109,7 @@ def contents(draw, *, merged: bool):
         text = draw(strategy)
         if not merged:
             return text
-        text = text.replace("{{", "")
+        text = text.replace("{{", "").replace("=?", "")
         places = sorted(draw(st.lists(st.integers(0, len(text)), max_size=3)), reverse=True)
         for place in places:
             text = text[:place].rstrip("{") + draw(FIELD) + text[place:]
