@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -13,7 +13,7 @@ from uuid import UUID
 from django.db import Error as DatabaseFault
 from django.db import router, transaction
 
-from ..addresses import Address, parse_address
+from ..addresses import parse_address
 from ..backends.wire import Mail, WireMail
 from ..errors import InvalidMail, MailengineError
 from ..models import Attachment, Message, MessageJob, Priority
@@ -23,7 +23,7 @@ from ..outcomes import one_line
 from ..providers.classify.errors import text_of
 from ..providers.connection import takes_wire_mail
 from .alerts import Alert
-from .compose import ComposedEmail, NoSender, Words, compose, load_words
+from .compose import ComposedEmail, NoSender, Words, compose, load_short_words, load_words
 from .encoding import Encoded, encoded_file
 from .folding import Unfit
 from .health import Health
@@ -43,6 +43,10 @@ ROW_BYTES = 4_000
 ALIKE_FAILURES = 5
 """Messages of a job in a row that can't be composed for the same reason: then the job is at fault, not they."""
 REASON_LENGTH = 400
+LOADED_TOGETHER = 50
+"""Contents, in one query."""
+SENDERS_KEPT = 1_000
+"""Of which it is known who may send for them."""
 FILES_ASKED_FOR = 10
 """Attachments that the storage is asked for, when it lacks one, to know whether it is there at all."""
 
@@ -74,6 +78,9 @@ class Kept(Generic[T]):
         self._values[key] = found
         return found[0]
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
     def make_room(self, size: int) -> None:
         while self._values and self._size + size > BYTES_KEPT:
             self._size -= self._values.pop(next(iter(self._values)))[1]
@@ -100,6 +107,8 @@ class Composer:
         """By content; `Unfit` where Django composes each of its mails."""
         self._barred: dict[tuple[str, str], frozenset[str]] = {}
         """By stream and sender: the providers that may not send it."""
+        self._wire_mail: dict[str, bool] = {}
+        """By provider: whether it takes mail that is bytes."""
         self._settings = health.settings
         """By which those are barred."""
         self._streaks: dict[int, Streak] = {}
@@ -121,13 +130,13 @@ class Composer:
             email: Mail | None = self._cast(item)
             if email is None:
                 email = self._composed(item.message)
-            self._bar(item, parse_address(email.from_email))
+            self._bar(item, email.from_email)
             item.email = email
             self._note_success(item.message)
 
     def compose_for(self, item: Item, alias: str) -> None:
         """Compose it again if it is bytes, and the provider `alias`, where it is to go now, does not take those."""
-        if isinstance(item.email, WireMail) and not takes_wire_mail(alias):
+        if isinstance(item.email, WireMail) and not self._takes_wire_mail(alias):
             with self._judging(item):
                 item.email = self._composed(item.message)
 
@@ -138,7 +147,7 @@ class Composer:
         """The mail as bytes; None where it may go to somebody who does not take them, or is better left to Django."""
         message = item.message
         aliases = (item.reserved,) if item.reserved else self.health.settings.aliases_for(message.stream)
-        if not aliases or not all(map(takes_wire_mail, aliases)):
+        if not aliases or not all(map(self._takes_wire_mail, aliases)):
             return None
         mould = self._mould(message)
         if isinstance(mould, Unfit):
@@ -148,6 +157,12 @@ class Composer:
         except Unfit as error:
             logger.debug("message %s is composed by Django: %s", message.pk, error)
             return None
+
+    def _takes_wire_mail(self, alias: str) -> bool:
+        taken = self._wire_mail.get(alias)
+        if taken is None:
+            taken = self._wire_mail[alias] = takes_wire_mail(alias)
+        return taken
 
     def _mould(self, message: Message) -> Mould | Unfit:
         content_id, is_shared = message.content_id, message.job_id is not None
@@ -163,7 +178,7 @@ class Composer:
             self._moulds.keep(content_id, mould, size=words.size * 4 // 3 + ROW_BYTES)
         return mould
 
-    def _bar(self, item: Item, sender: Address) -> None:
+    def _bar(self, item: Item, sender: str) -> None:
         """Keep it from the providers that may not send as this sender. Raises `NobodyMay` when that is all of them."""
         message = item.message
         barred = self._barred_for(message.stream, sender)
@@ -174,22 +189,34 @@ class Composer:
         if message.uncertain_count and message.priority > Priority.URGENT:  # it may be there already: nowhere else
             carriers = {message.provider}.intersection(aliases)
         if carriers <= barred:
-            raise NobodyMay(f"none of its providers may send as {sender.spec} (ALLOWED_SENDERS)")
+            raise NobodyMay(f"none of its providers may send as {parse_address(sender).spec} (ALLOWED_SENDERS)")
         item.tried |= barred
         item.refused_by |= barred
 
-    def _barred_for(self, stream: str, sender: Address) -> frozenset[str]:
+    def _barred_for(self, stream: str, sender: str) -> frozenset[str]:
         settings = self.health.settings
         if settings is not self._settings:
             self._settings = settings
             self._barred.clear()
-        key = stream, sender.key
-        barred = self._barred.get(key)
+        barred = self._barred.get((stream, sender))
         if barred is None:
-            aliases = settings.aliases_for(stream)
-            barred = frozenset(alias for alias in aliases if not settings.provider(alias).may_send_as(sender.key))
-            self._barred[key] = barred
+            aliases, key = settings.aliases_for(stream), parse_address(sender).key
+            barred = frozenset(alias for alias in aliases if not settings.provider(alias).may_send_as(key))
+            if len(self._barred) >= SENDERS_KEPT:
+                self._barred.clear()
+            self._barred[stream, sender] = barred
         return barred
+
+    def load(self, messages: Iterable[Message]) -> None:
+        """Load the words of all these together. What can't be had that way is loaded when its mail is composed."""
+        missing = [content_id for content_id in {m.content_id for m in messages} if content_id not in self._words]
+        for start in range(0, len(missing) if len(missing) > 1 else 0, LOADED_TOGETHER):
+            try:
+                for words in load_short_words(missing[start : start + LOADED_TOGETHER]):
+                    self._keep(words)
+            except (DatabaseFault, ValueError, TypeError, LookupError) as error:  # there is a row that nobody can read
+                if isinstance(error, DatabaseFault) and passes(error):
+                    raise
 
     def weigh(self, item: Item) -> None:
         """Set the item's size; or its verdict, when its words can't be loaded."""
@@ -265,8 +292,11 @@ class Composer:
         words = self._words.get(content_id)
         if words is None:
             words = load_words(content_id)
-            self._words.keep(content_id, words, size=words.loaded_size + ROW_BYTES)
+            self._keep(words)
         return words
+
+    def _keep(self, words: Words) -> None:
+        self._words.keep(words.content.pk, words, size=words.loaded_size + ROW_BYTES)
 
     def _read(self, attachment: Attachment) -> bytes:
         """The bytes of a file: a job's messages have the same."""

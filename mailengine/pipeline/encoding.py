@@ -33,6 +33,10 @@ if not MODERN_MAIL:
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _SAFE = bytes(code for code in range(256) if not quoprimime.body_check(code)) + b"\r\n"
+_PIECE = re.compile(
+    rf"(?=.{{{LONGEST_QUOTED + 1}}}).{{{LONGEST_QUOTED - 3}}}(?:(?==)|[^=](?:(?==)|[^=]))"  # cut as `_cut()` does
+    r"|.*\n|.+"
+)
 _SPACES = (" ", "\t")
 _QUOTED = [chr(code) if code in _SAFE else f"={code:02X}" for code in range(256)]
 
@@ -181,17 +185,15 @@ def _quoted_printable(lines: Sequence[bytes]) -> bytes:
     else:
         for code in sorted(to_quote, key=lambda code: code != ord("=")):  # that one first: it is in all the others
             text = text.replace(chr(code), _QUOTED[code])
-    short: list[str] = []
-    for line in text.split("\n"):
-        if len(line) <= LONGEST_QUOTED and line[-1:] not in _SPACES:
-            short.append(line)
-        else:
-            short += _cut(line)
-    return "\r\n".join(short).encode("ascii")
+    if text.endswith(_SPACES) or " \n" in text or "\t\n" in text:
+        return "\r\n".join(chain.from_iterable(map(_cut, text.split("\n")))).encode("ascii")
+    pieces = _PIECE.findall(text)
+    # That puts a soft break behind what ends a line by itself, too: it stands alone in its line, as no other can.
+    return "=\n".join(pieces).replace("\n=\n", "\n").replace("\n", "\r\n").encode("ascii")
 
 
 def _cut(line: str) -> Iterator[str]:
-    """A line of quoted-printable, in several where it is too long or ends in a space."""
+    """A line of quoted-printable: in several where it is too long, or ends in a space."""
     start = 0
     last = len(line) - LONGEST_QUOTED - 1
     while start <= last:

@@ -17,6 +17,8 @@ from uuid import UUID, uuid4
 from ..addresses import Address
 from ..backends.wire import render
 from ..models import Attachment, Content, ContentFile, Message
+from ..models.messages import Status
+from .checked import checked_address
 from .compose import Words, compose, headers_of, recipients_of, sender_of
 from .encoding import CRLF, Encoded, encoded_file, encoded_text
 from .folding import Unfit, header, header_of_addresses
@@ -92,8 +94,7 @@ def head_of(content: Content, sender: Address) -> bytes:
     head = b"%(subject)s" + _constant("From", content.headers.get("From", str(sender))) + b"%(addresses)s"
     if reply_to := content.headers.get("Reply-To", ", ".join(content.reply_to)):
         head += _constant("Reply-To", reply_to)
-    sample = Message(pk=_SAMPLE_ID, created_at=_SAMPLE_TIME)
-    for name, value in headers_of(sample, content, sender):
+    for name, value in headers_of(_any_message(), content, sender):
         if name.lower() in {"from", "to", "cc", "reply-to"}:
             continue
         if name == "Date" and "date" not in own:
@@ -107,17 +108,21 @@ def head_of(content: Content, sender: Address) -> bytes:
 
 def values_of(message: Message, subject: str, addresses: bytes) -> dict[bytes, bytes]:
     """What a message has for itself in the headers, and its id as boundaries have it."""
+    digits = message.pk.hex
     return {
         b"subject": header("Subject", subject),
         b"addresses": addresses,
         b"date": _date(message.send_at or message.created_at),
-        b"id": str(message.pk).encode(),
-        b"hex": message.pk.hex.encode(),
+        b"id": f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}".encode(),
+        b"hex": digits.encode(),
     }
 
 
 def addresses_of(message: Message, own: Mapping[str, str]) -> tuple[bytes, list[str]]:
     """The headers To and Cc, as `own` has them or as the message has; and whom it is still to be handed over to."""
+    if message.other_recipients is None and message.status != Status.SENT and not own:
+        address = checked_address("to", message.recipient)
+        return header_of_addresses("To", [address]), [address.spec]
     recipients = [entry for entry in recipients_of(message) if entry[2] != "suppressed"]
     lines = b""
     envelope: list[str] = []
@@ -139,6 +144,11 @@ def escaped(content: bytes) -> bytes:
 
 def _constant(name: str, value: str) -> bytes:
     return escaped(header(name, value))
+
+
+@lru_cache(maxsize=1)
+def _any_message() -> Message:
+    return Message(pk=_SAMPLE_ID, created_at=_SAMPLE_TIME)
 
 
 @lru_cache(maxsize=256)

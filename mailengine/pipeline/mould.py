@@ -63,6 +63,7 @@ class Mould:
         if charsets != {CHARSET}:
             raise Unfit(f"its texts are not in {CHARSET}")
         self._head = head_of(content, self.sender)
+        self._own_addresses = {name: content.headers[name] for name in ("To", "Cc") if name in content.headers}
         self._files = tuple(_file(file, read) for file in words.files)
         self._alternatives = tuple((text, mimetype) for text, mimetype in content.extras.get("alternatives", ()))
         if not is_shared and (self._alternatives or any(file.whole is not None for file in self._files)):
@@ -82,10 +83,9 @@ class Mould:
 
         Large pieces of it are those of all others.
         """
-        content = self.content
         subject, parts = self._words_for(message.merge_data)
         plan = self._plan(parts)
-        addresses, envelope = addresses_of(message, content.headers)
+        addresses, envelope = addresses_of(message, self._own_addresses)
         values = values_of(message, subject, addresses)
         has_dots = plan.has_dots
         pieces: list[bytes] = []
@@ -123,7 +123,8 @@ class Mould:
         return subject, parts
 
     def _plan(self, parts: Mapping[int, Encoded]) -> _Plan:
-        text, html = (parts[place].how if place in parts else None for place in (TEXT, HTML))
+        text = parts[TEXT].how if TEXT in parts else None
+        html = parts[HTML].how if HTML in parts else None
         key = text, html
         plan = self._plans.get(key)
         if plan is None:

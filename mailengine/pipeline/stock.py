@@ -68,7 +68,9 @@ class Stock:
         self._lack_memory.clear()
         ends_at = time.monotonic() + COMPOSING_SECONDS
         planned = (item for call in self._plan(self._items, most=self.team.size, busy={}) for item in call.items)
-        for item in (item for item in planned if not item.is_ready):
+        unready = [item for item in planned if not item.is_ready]
+        self.composer.load(item.message for item in unready)
+        for item in unready:
             if time.monotonic() >= ends_at:
                 return
             self.composer.weigh(item)
