@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from email import quoprimime
 from email.message import MIMEPart
 from functools import cached_property, lru_cache
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 from ..backends.wire import MODERN_MAIL, SEVEN_BIT, make_seven_bit
@@ -25,8 +25,6 @@ LONGEST_QUOTED = 78 if MODERN_MAIL else 76
 """Of quoted-printable."""
 LOOKED_AT = 10
 """By so many of its lines Python decides how a text is encoded."""
-_FEW = 24
-"""Different characters to encode: with more, to replace them one after another takes longer than all at once."""
 
 if not MODERN_MAIL:
     from django.core.mail.message import SafeMIMEText
@@ -58,6 +56,7 @@ class Block:
     def __init__(self, text: str) -> None:
         self.text = text
         """Ends in a newline, unless it is the last of its text."""
+        self._begins: dict[int, bytes] = {}
 
     @cached_property
     def content(self) -> bytes:
@@ -82,20 +81,20 @@ class Block:
 
     @cached_property
     def quoted_printable(self) -> Encoded:
-        return _lines(self._ended(_quoted_printable(self.lines)))
+        begin, others = self.begin(LOOKED_AT), self.lines[LOOKED_AT:]
+        return _lines(self._ended(CRLF.join([begin, _quoted_printable(others)]) if others else begin))
+
+    def begin(self, count: int) -> bytes:
+        """So many of its lines in quoted-printable, without the end of the last."""
+        if count not in self._begins:
+            self._begins[count] = _quoted_printable(self.lines[:count])
+        return self._begins[count]
 
     @cached_property
     def from_eight_bits(self) -> Encoded:
         """As `encoders.encode_quopri()` gives it."""
         content = b2a_qp(self.content, quotetabs=True).replace(b" ", b"=20")
         return _lines(_LINE_END.sub(CRLF, content) if b"\r" in content else content.replace(b"\n", CRLF))
-
-    @cached_property
-    def is_shorter_in_base64(self) -> bool:
-        """Judged by its first lines, as Python does."""
-        lines = self.lines[:LOOKED_AT]
-        quoted = _quoted_printable(lines) + CRLF
-        return len(quoted) - quoted.count(b"\n") > len(b2a_base64(CRLF.join([*lines, b""])))
 
     def _ended(self, content: bytes) -> bytes:
         """With the end of the last line: Django 6 writes one in any case."""
@@ -147,11 +146,7 @@ if MODERN_MAIL:
     def _encoded_blocks(blocks: Sequence[Block]) -> Encoded:
         if all(block.text.isascii() and block.is_short for block in blocks):
             return _together("7bit", [block.as_it_is for block in blocks])
-        first = blocks[0]
-        if len(first.lines) < LOOKED_AT and len(blocks) > 1:
-            lines = islice(chain.from_iterable(block.lines for block in blocks), LOOKED_AT)
-            first = Block(b"\n".join(lines).decode())
-        if first.is_shorter_in_base64:
+        if _is_shorter_in_base64(blocks):
             content = CRLF.join([*chain.from_iterable(block.lines for block in blocks), b""])
             return _together("base64", [encoded_file(content)])
         return _together("quoted-printable", [block.quoted_printable for block in blocks])
@@ -166,6 +161,20 @@ else:
         return _together("8bit", [block.from_eight_bits for block in blocks])
 
 
+def _is_shorter_in_base64(blocks: Sequence[Block]) -> bool:
+    """Judged by the first lines, as Python does."""
+    missing, quoted_size, size = LOOKED_AT, 0, 0
+    for block in blocks:
+        count = min(missing, len(block.lines))
+        quoted = block.begin(count if count < len(block.lines) else LOOKED_AT)
+        quoted_size += len(quoted) - quoted.count(b"\r") + 1
+        size += sum(map(len, block.lines[:count])) + len(CRLF) * count
+        missing -= count
+        if not missing:
+            break
+    return quoted_size > len(b2a_base64(bytes(size)))
+
+
 def _together(name: str, parts: Sequence[Encoded]) -> Encoded:
     pieces = tuple(chain.from_iterable(part.pieces for part in parts))
     return Encoded(pieces, name, any(part.has_dots for part in parts))
@@ -178,15 +187,11 @@ def _lines(content: bytes) -> Encoded:
 def _quoted_printable(lines: Sequence[bytes]) -> bytes:
     """As `quoprimime.body_encode()` gives it."""
     content = b"\n".join(lines)
-    to_quote = set(content.translate(None, _SAFE))
-    text = content.decode("latin-1")
-    if len(to_quote) > _FEW:
-        text = text.translate(_QUOTED)
-    else:
-        for code in sorted(to_quote, key=lambda code: code != ord("=")):  # that one first: it is in all the others
-            text = text.replace(chr(code), _QUOTED[code])
-    if text.endswith(_SPACES) or " \n" in text or "\t\n" in text:
+    # The C code would quote a space at the end of a line as it likes, and a dot that is alone in its line.
+    if b"." in lines or any(line.endswith((b" ", b"\t")) for line in lines):
+        text = content.decode("latin-1").translate(_QUOTED)
         return "\r\n".join(chain.from_iterable(map(_cut, text.split("\n")))).encode("ascii")
+    text = b2a_qp(content).replace(b"=\n", b"").decode("ascii")  # without its line breaks, which are elsewhere
     pieces = _PIECE.findall(text)
     # That puts a soft break behind what ends a line by itself, too: it stands alone in its line, as no other can.
     return "=\n".join(pieces).replace("\n=\n", "\n").replace("\n", "\r\n").encode("ascii")
