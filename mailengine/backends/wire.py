@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from email import encoders
 from email.generator import BytesGenerator
+from email.message import Message
 from email.policy import SMTP as SMTP_POLICY
 from io import BytesIO
 
@@ -17,7 +18,8 @@ MODERN_MAIL = django.VERSION >= (6, 0)
 PIECE = 100_000
 """So many characters of a part at least are written at a time."""
 
-_SEVEN_BIT = SMTP_POLICY.clone(cte_type="7bit")
+SEVEN_BIT = SMTP_POLICY.clone(cte_type="7bit")
+"""We never ask for 8BITMIME, so mail must not depend on it; and the same email gives the same bytes at each server."""
 
 
 @dataclass(eq=False)
@@ -25,15 +27,16 @@ class WireMail:
     """A mail that is bytes already, for an `SMTPBackend`: it stands where an EmailMessage would.
 
     `pieces`, one after another, are what `render()` would give: lines that end in CRLF, the last one too, 7-bit clean,
-    not dot-stuffed.
+    not dot-stuffed. Large ones are shared with other mails of the same words.
     """
 
     from_email: str
+    """The sender in the envelope. This and `to` are bare addresses in ASCII, as SMTP has them."""
     to: Sequence[str]
     """Everybody in the envelope."""
     pieces: Sequence[bytes]
     has_dots: bool = True
-    """Whether a line of it may begin with a dot; those that know better save a look at each."""
+    """Whether a line of it begins with a dot; True as well where nobody has looked."""
     mailengine_sha256: bytes = b""
     """Of the bytes, once they were handed over."""
     mailengine_refusals: dict[str, tuple[int, bytes]] = field(default_factory=dict)
@@ -43,23 +46,29 @@ class WireMail:
         return [address for address in self.to if address]
 
 
-def render(email: EmailMessage) -> bytes:
-    """The email as it goes over the wire: CRLF at the end of each line, and no byte above 127.
+Mail = EmailMessage | WireMail
+"""What is handed over; a `WireMail` only to those that take it."""
 
-    We never ask for 8BITMIME, so mail must not depend on it; and the same email gives the same bytes at each server.
-    """
+
+def render(email: EmailMessage) -> bytes:
+    """The email as it goes over the wire: CRLF at the end of each line, and no byte above 127."""
     if MODERN_MAIL:
-        message = email.message(policy=_SEVEN_BIT)
+        message = email.message(policy=SEVEN_BIT)
     else:
         message = email.message()
         for part in message.walk():
-            if str(part["Content-Transfer-Encoding"]).lower() == "8bit" and not part.is_multipart():
-                del part["Content-Transfer-Encoding"]
-                encoders.encode_quopri(part)
+            make_seven_bit(part)
     with BytesIO() as file:
         _Generator(file, mangle_from_=False, policy=message.policy).flatten(message, linesep="\r\n")
         content = file.getvalue()
     return content if content.endswith(b"\r\n") else content + b"\r\n"
+
+
+def make_seven_bit(part: Message) -> None:
+    """Encode the body of a part that Django 5.2 would have sent as 8 bits."""
+    if str(part["Content-Transfer-Encoding"]).lower() == "8bit" and not part.is_multipart():
+        del part["Content-Transfer-Encoding"]
+        encoders.encode_quopri(part)
 
 
 class _Generator(BytesGenerator):

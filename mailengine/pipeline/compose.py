@@ -7,7 +7,9 @@ out: the Message-ID, the Date and the MIME boundaries come from the row, not fro
 from __future__ import annotations
 
 from base64 import encodebytes
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from email.headerregistry import HeaderRegistry, UnstructuredHeader
 from email.message import Message as MIMEMessage
@@ -18,6 +20,7 @@ from typing import Any
 
 from django.conf import settings as django_settings
 from django.core.mail import EmailMultiAlternatives
+from django.db.models.functions import Length
 from django.utils.dateparse import parse_date, parse_datetime
 
 from ..addresses import Address, parse_address
@@ -33,6 +36,8 @@ from .files import checked_filename, checked_mimetype
 from .merge import compile_template, render_header
 
 ID_HEADER = "X-Mailengine-Id"
+SHORT_WORDS = 100_000
+"""In characters: words of which many may be loaded at once."""
 
 
 class NoSender(MailengineError):  # noqa: N818  named as the family in errors.py is
@@ -67,7 +72,7 @@ class ComposedEmail(EmailMultiAlternatives):
         if MODERN_MAIL:
             # Headers of attached parts stay as they were written: to fold them anew is to decode what they say.
             policy = kwargs.get("policy", default)
-            kwargs["policy"] = policy.clone(header_factory=_header_factory, refold_source="none")
+            kwargs["policy"] = policy.clone(header_factory=HEADER_FACTORY, refold_source="none")
         message = super().message(**kwargs)
         for number, part in enumerate(_multiparts(message)):
             if part.get_boundary() is None:
@@ -106,7 +111,7 @@ class ComposedEmail(EmailMultiAlternatives):
             return part
 
 
-class _WholeWords(UnstructuredHeader):
+class WholeWords(UnstructuredHeader):
     """A header without a structure, folded at white space alone.
 
     Python's own fold encodes ASCII words that are longer than a line, and then no mailbox finds the link in
@@ -125,20 +130,39 @@ class _WholeWords(UnstructuredHeader):
         return "".join(f"{line}{policy.linesep}" for line in lines)
 
 
-_header_factory = HeaderRegistry(default_class=_WholeWords)
+HEADER_FACTORY = HeaderRegistry(default_class=WholeWords)
 
 
 def load_words(content_id: int) -> Words:
     """The content and what it says of its files. Raises `InvalidMail` for what no mail can be made of."""
-    content = _checked(Content.objects.get(pk=content_id))
-    files = list(content.files.select_related("attachment"))
+    content = Content.objects.get(pk=content_id)
+    return _words_of(content, list(content.files.select_related("attachment")))
+
+
+def load_short_words(content_ids: Collection[int]) -> Iterator[Words]:
+    """The words of these contents by two queries, as far as they are short, and mail can be made of them."""
+    contents = (
+        Content.objects.filter(pk__in=content_ids)
+        .annotate(length=Length("text") + Length("html"))
+        .filter(length__lt=SHORT_WORDS)
+    )
+    files: dict[int, list[ContentFile]] = defaultdict(list)
+    for file in ContentFile.objects.filter(content__in=content_ids).select_related("attachment").order_by("position"):
+        files[file.content_id].append(file)
+    for content in contents:
+        with suppress(InvalidMail, ValueError, TypeError, LookupError):  # said when it is loaded for itself
+            yield _words_of(content, files[content.pk])
+
+
+def _words_of(content: Content, files: Sequence[ContentFile]) -> Words:
+    content = checked_content(content)
     for file in files:
         file.filename = checked_filename(file.filename)
         file.mimetype = checked_mimetype(file.mimetype, what="a file")
     return Words(content, files)
 
 
-def _checked(content: Content) -> Content:
+def checked_content(content: Content) -> Content:
     """The content, judged once more: whatever wrote the row, no mail of it has a header that it wasn't to have.
 
     Not saved: the row stays as it is.
@@ -149,6 +173,7 @@ def _checked(content: Content) -> Content:
     content.reply_to = [str(checked_address("reply_to", item)) for item in listed("reply_to", content.reply_to)]
     content.headers = checked_headers(content.headers)
     content.extras = checked_extras(content.extras)
+    _instant(content.extras.get("send_at"))  # raises ValueError for what is none
     return content
 
 
@@ -158,13 +183,13 @@ def compose(message: Message, words: Words, *, read: Callable[[Attachment], byte
     Raises `InvalidMail` when the merge data can't be put into these words, `NoSender`, and what `read` raises.
     """
     content = words.content
-    sender = _sender(content)
-    subject, text, html = _merged(content, message.merge_data)
+    sender = sender_of(content)
+    subject, text, html = merged(content, message.merge_data)
     email = ComposedEmail(subject=subject, body=text, from_email=str(sender))
     email.boundary = message.pk.hex
     email.reply_to = list(content.reply_to)
-    email.extra_headers = dict(_headers(message, content, sender))
-    _address(email, list(_recipients(message)))
+    email.extra_headers = dict(headers_of(message, content, sender))
+    _address(email, list(recipients_of(message)))
     if html:
         email.attach_alternative(html, "text/html")
     _add_extras(email, content.extras, message)
@@ -177,7 +202,7 @@ def compose(message: Message, words: Words, *, read: Callable[[Attachment], byte
     return email
 
 
-def _sender(content: Content) -> Address:
+def sender_of(content: Content) -> Address:
     if content.from_email:
         return parse_address(content.from_email)
     try:
@@ -186,7 +211,7 @@ def _sender(content: Content) -> Address:
         raise NoSender(f"DEFAULT_FROM_EMAIL: {error}") from error
 
 
-def _merged(content: Content, data: Mapping[str, object] | None) -> tuple[str, str, str]:
+def merged(content: Content, data: Mapping[str, object] | None) -> tuple[str, str, str]:
     if data is None:
         return content.subject, content.text, content.html
     return (
@@ -196,7 +221,7 @@ def _merged(content: Content, data: Mapping[str, object] | None) -> tuple[str, s
     )
 
 
-def _headers(message: Message, content: Content, sender: Address) -> Iterator[tuple[str, str]]:
+def headers_of(message: Message, content: Content, sender: Address) -> Iterator[tuple[str, str]]:
     own = {name.lower() for name in content.headers}
     domain = sender.spec.rpartition("@")[2]
     ours = {
@@ -209,7 +234,7 @@ def _headers(message: Message, content: Content, sender: Address) -> Iterator[tu
     yield from content.headers.items()
 
 
-def _recipients(message: Message) -> Iterator[tuple[Address, str, str]]:
+def recipients_of(message: Message) -> Iterator[tuple[Address, str, str]]:
     """Address, kind and outcome of each recipient, judged once more. Raises `InvalidMail`."""
     stored = message.other_recipients
     if stored is not None and not _are_recipients(stored):

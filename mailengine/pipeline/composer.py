@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -13,17 +13,22 @@ from uuid import UUID
 from django.db import Error as DatabaseFault
 from django.db import router, transaction
 
-from ..addresses import Address, parse_address
+from ..addresses import parse_address
+from ..backends.wire import Mail, WireMail
 from ..errors import InvalidMail, MailengineError
 from ..models import Attachment, Message, MessageJob, Priority
 from ..models.content import attachment_storage
 from ..models.messages import POISON_CLAIMS, Status, Verdict
 from ..outcomes import one_line
 from ..providers.classify.errors import text_of
+from ..providers.connection import takes_wire_mail
 from .alerts import Alert
-from .compose import NoSender, Words, compose, load_words
+from .compose import ComposedEmail, NoSender, Words, compose, load_short_words, load_words
+from .encoding import Encoded, encoded_file
+from .folding import Unfit
 from .health import Health
 from .items import Item
+from .mould import Mould
 from .outage import passes
 from .verdict import back
 
@@ -38,6 +43,10 @@ ROW_BYTES = 4_000
 ALIKE_FAILURES = 5
 """Messages of a job in a row that can't be composed for the same reason: then the job is at fault, not they."""
 REASON_LENGTH = 400
+LOADED_TOGETHER = 50
+"""Contents, in one query."""
+SENDERS_KEPT = 1_000
+"""Of which it is known who may send for them."""
 FILES_ASKED_FOR = 10
 """Attachments that the storage is asked for, when it lacks one, to know whether it is there at all."""
 
@@ -60,6 +69,7 @@ class Kept(Generic[T]):
     def __init__(self) -> None:
         self._values: dict[object, tuple[T, int]] = {}
         """The longest unused first."""
+        self._size = 0
 
     def get(self, key: object) -> T | None:
         found = self._values.pop(key, None)
@@ -68,17 +78,21 @@ class Kept(Generic[T]):
         self._values[key] = found
         return found[0]
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
     def make_room(self, size: int) -> None:
-        kept = sum(size for _value, size in self._values.values())
-        while self._values and kept + size > BYTES_KEPT:
-            kept -= self._values.pop(next(iter(self._values)))[1]
+        while self._values and self._size + size > BYTES_KEPT:
+            self._size -= self._values.pop(next(iter(self._values)))[1]
 
     def keep(self, key: object, value: T, *, size: int) -> None:
         self.make_room(size)
         self._values[key] = value, size
+        self._size += size
 
     def clear(self) -> None:
         self._values.clear()
+        self._size = 0
 
 
 class Composer:
@@ -88,6 +102,15 @@ class Composer:
         self.health = health
         self._words: Kept[Words] = Kept()
         self._files: Kept[bytes] = Kept()
+        self._encoded_files: Kept[Encoded] = Kept()
+        self._moulds: Kept[Mould | Unfit] = Kept()
+        """By content; `Unfit` where Django composes each of its mails."""
+        self._barred: dict[tuple[str, str], frozenset[str]] = {}
+        """By stream and sender: the providers that may not send it."""
+        self._wire_mail: dict[str, bool] = {}
+        """By provider: whether it takes mail that is bytes."""
+        self._settings = health.settings
+        """By which those are barred."""
         self._streaks: dict[int, Streak] = {}
         """By job."""
         self._good_jobs: set[int] = set()
@@ -98,31 +121,102 @@ class Composer:
     def compose(self, item: Item) -> None:
         """Give the item its email, or the verdict on what can't be composed, unless it has that already.
 
-        Whatever is wrong with it, the run goes on; only the database's passing errors are raised.
+        Mail that is for SMTP alone, as far as is known now, is bytes. Whatever is wrong with it, the run goes on; only
+        the database's passing errors are raised.
         """
         if item.verdict:
             return
         with self._judging(item):
-            email = compose(item.message, self._load(item.message.content_id), read=self._read)
-            self._bar(item, parse_address(email.from_email))
+            email: Mail | None = self._cast(item)
+            if email is None:
+                email = self._composed(item.message)
+            self._bar(item, email.from_email)
             item.email = email
             self._note_success(item.message)
 
-    def _bar(self, item: Item, sender: Address) -> None:
+    def compose_for(self, item: Item, alias: str) -> None:
+        """Compose it again if it is bytes, and the provider `alias`, where it is to go now, does not take those."""
+        if isinstance(item.email, WireMail) and not self._takes_wire_mail(alias):
+            with self._judging(item):
+                item.email = self._composed(item.message)
+
+    def _composed(self, message: Message) -> ComposedEmail:
+        return compose(message, self._load(message.content_id), read=self._read)
+
+    def _cast(self, item: Item) -> WireMail | None:
+        """The mail as bytes; None where it may go to somebody who does not take them, or is better left to Django."""
+        message = item.message
+        aliases = (item.reserved,) if item.reserved else self.health.settings.aliases_for(message.stream)
+        if not aliases or not all(map(self._takes_wire_mail, aliases)):
+            return None
+        mould = self._mould(message)
+        if isinstance(mould, Unfit):
+            return None
+        try:
+            return mould.cast(message)
+        except Unfit as error:
+            logger.debug("message %s is composed by Django: %s", message.pk, error)
+            return None
+
+    def _takes_wire_mail(self, alias: str) -> bool:
+        taken = self._wire_mail.get(alias)
+        if taken is None:
+            taken = self._wire_mail[alias] = takes_wire_mail(alias)
+        return taken
+
+    def _mould(self, message: Message) -> Mould | Unfit:
+        content_id, is_shared = message.content_id, message.job_id is not None
+        mould = self._moulds.get(content_id)
+        if mould is None:
+            words = self._load(content_id)
+            try:
+                mould = Mould(words, read=self._read, encode=self._encode, is_shared=is_shared)
+            except Unfit as error:
+                mould = error
+                level = logging.INFO if is_shared else logging.DEBUG
+                logger.log(level, "content %s: each of its mails is composed by Django: %s", content_id, error)
+            self._moulds.keep(content_id, mould, size=words.size * 4 // 3 + ROW_BYTES)
+        return mould
+
+    def _bar(self, item: Item, sender: str) -> None:
         """Keep it from the providers that may not send as this sender. Raises `NobodyMay` when that is all of them."""
         message = item.message
-        settings = self.health.settings
-        aliases = settings.aliases_for(message.stream)
-        barred = {alias for alias in aliases if not settings.provider(alias).may_send_as(sender.key)}
+        barred = self._barred_for(message.stream, sender)
         if not barred:
             return
+        aliases = self.health.settings.aliases_for(message.stream)
         carriers = set(self.health.carriers(message.stream))
         if message.uncertain_count and message.priority > Priority.URGENT:  # it may be there already: nowhere else
             carriers = {message.provider}.intersection(aliases)
         if carriers <= barred:
-            raise NobodyMay(f"none of its providers may send as {sender.spec} (ALLOWED_SENDERS)")
+            raise NobodyMay(f"none of its providers may send as {parse_address(sender).spec} (ALLOWED_SENDERS)")
         item.tried |= barred
         item.refused_by |= barred
+
+    def _barred_for(self, stream: str, sender: str) -> frozenset[str]:
+        settings = self.health.settings
+        if settings is not self._settings:
+            self._settings = settings
+            self._barred.clear()
+        barred = self._barred.get((stream, sender))
+        if barred is None:
+            aliases, key = settings.aliases_for(stream), parse_address(sender).key
+            barred = frozenset(alias for alias in aliases if not settings.provider(alias).may_send_as(key))
+            if len(self._barred) >= SENDERS_KEPT:
+                self._barred.clear()
+            self._barred[stream, sender] = barred
+        return barred
+
+    def load(self, messages: Iterable[Message]) -> None:
+        """Load the words of all these together. What can't be had that way is loaded when its mail is composed."""
+        missing = [content_id for content_id in {m.content_id for m in messages} if content_id not in self._words]
+        for start in range(0, len(missing) if len(missing) > 1 else 0, LOADED_TOGETHER):
+            try:
+                for words in load_short_words(missing[start : start + LOADED_TOGETHER]):
+                    self._keep(words)
+            except (DatabaseFault, ValueError, TypeError, LookupError) as error:  # there is a row that nobody can read
+                if isinstance(error, DatabaseFault) and passes(error):
+                    raise
 
     def weigh(self, item: Item) -> None:
         """Set the item's size; or its verdict, when its words can't be loaded."""
@@ -175,8 +269,8 @@ class Composer:
         problem = one_line(problem, length=REASON_LENGTH)
         is_exhaustion = isinstance(error, MemoryError | RecursionError)
         if is_exhaustion:
-            self._words.clear()  # for those behind it
-            self._files.clear()
+            for kept in (self._words, self._files, self._encoded_files, self._moulds):  # for those behind it
+                kept.clear()
         trace = None if is_exhaustion else error
         logger.error(
             "message %s can't be composed, strike %d: %s", message.pk, message.claim_count, problem, exc_info=trace
@@ -198,8 +292,11 @@ class Composer:
         words = self._words.get(content_id)
         if words is None:
             words = load_words(content_id)
-            self._words.keep(content_id, words, size=words.loaded_size + ROW_BYTES)
+            self._keep(words)
         return words
+
+    def _keep(self, words: Words) -> None:
+        self._words.keep(words.content.pk, words, size=words.loaded_size + ROW_BYTES)
 
     def _read(self, attachment: Attachment) -> bytes:
         """The bytes of a file: a job's messages have the same."""
@@ -209,6 +306,16 @@ class Composer:
             data = attachment.read()
             self._files.keep(attachment.sha256, data, size=len(data))
         return data
+
+    def _encode(self, attachment: Attachment) -> Encoded:
+        """The bytes of a file as they are in a mail."""
+        encoded = self._encoded_files.get(attachment.sha256)
+        if encoded is None:
+            size = attachment.size * 4 // 3
+            self._encoded_files.make_room(size)
+            encoded = encoded_file(self._files.get(attachment.sha256) or attachment.read())
+            self._encoded_files.keep(attachment.sha256, encoded, size=size)
+        return encoded
 
     # Jobs
 

@@ -24,6 +24,7 @@ from uuid import UUID
 from django.db import Error as DatabaseFault
 from django.db import router, transaction
 
+from ..backends.wire import Mail
 from ..conf import Settings, get_settings
 from ..errors import DatabaseLost
 from ..models import Lease, Message, MessageJob, Worker
@@ -33,7 +34,6 @@ from ..providers.batch import CallRefused
 from ..rate import LONGEST_MOMENT_SECONDS
 from .alerts import send_alert
 from .claims import LOOK_AGAIN_SECONDS, Claims
-from .compose import ComposedEmail
 from .composer import Composer
 from .health import Health
 from .items import Call, Claim, Item
@@ -612,7 +612,7 @@ class Dispatcher:
             self._heartbeat()
 
 
-def _composed(item: Item) -> ComposedEmail:
+def _composed(item: Item) -> Mail:
     if item.email is None:
         raise ValueError(f"message {item.message.pk} was begun without having been composed")
     return item.email

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from ..backends.wire import Mail
 from ..models import Lease, Message
 from ..models.messages import Verdict
-from .compose import ComposedEmail
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Item:
     lease: Lease
     size: int | None = None
     """Of the words and files of its mail, in bytes; None until somebody asked."""
-    email: ComposedEmail | None = None
-    """Once it is composed."""
+    email: Mail | None = None
+    """Once it is composed: in the form that its provider takes."""
     verdict: Verdict | None = None
     """What becomes of it, where it can't be composed."""
     is_suspect: bool = False

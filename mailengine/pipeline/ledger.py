@@ -146,7 +146,8 @@ class Ledger:
         if choice is None:
             return self._back_to_the_queue(item, "no provider can be used now")
         item.provider, item.is_probe = choice.alias, choice.is_probe
-        return None
+        self.composer.compose_for(item, choice.alias)
+        return item.verdict
 
     def _series(self, records: Mapping[UUID, Record]) -> Mapping[tuple[UUID, str], Series]:
         """What may have arrived at providers that take an idempotency key, of messages that were handed over before."""

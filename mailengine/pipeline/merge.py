@@ -51,6 +51,31 @@ class Template:
         """The names that the text asks its merge data for."""
         return frozenset(part.name for part in self.parts if isinstance(part, Field))
 
+    def by_lines(self) -> tuple[Template, ...]:
+        """The same text in as few whole lines as can be had together, either without fields or with fields in them.
+
+        Each but the last ends in a newline.
+        """
+        blocks: list[list[str | Field]] = [[]]
+        for part in self.parts:
+            if isinstance(part, Field) or not blocks[-1]:
+                blocks[-1].append(part)
+                continue
+            # Behind a field, its line ends it; and the line that the next field is in begins another.
+            line, newline, others = part.partition("\n")
+            blocks[-1].append(line + newline)
+            if newline:
+                blocks.append([others] if others else [])
+        whole: list[list[str | Field]] = []
+        for block in blocks:
+            if len(block) > 1 and isinstance(block[0], str):
+                lines, newline, line = block[0].rpartition("\n")
+                if newline:
+                    whole.append([lines + newline])
+                block[0] = line
+            whole.append([part for part in block if part])
+        return tuple(Template(tuple(block)) for block in whole if block)
+
     def render(self, data: Mapping[str, object], *, html: bool) -> str:
         """The text with its fields filled in. Values are escaped in HTML; defaults, words of the author, are not."""
         return "".join(part if isinstance(part, str) else _fill(part, data, html=html) for part in self.parts)

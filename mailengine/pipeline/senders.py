@@ -16,8 +16,7 @@ from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
-from django.core.mail import EmailMessage
-
+from ..backends.wire import Mail
 from ..outcomes import Kind, Outcome
 from ..providers.connection import Connection
 
@@ -36,7 +35,7 @@ class Task(Generic[T]):
     """One handover, with what the owner wants to remember of it."""
 
     ticket: T
-    emails: Sequence[EmailMessage]
+    emails: Sequence[Mail]
     connection: Connection
     until: float | None = None
     key: str = ""
@@ -78,9 +77,7 @@ class Team(Generic[T]):
     def idle_count(self) -> int:
         return self.size - self.busy_count
 
-    def send(
-        self, ticket: T, emails: Sequence[EmailMessage], alias: str, *, until: float | None = None, key: str = ""
-    ) -> None:
+    def send(self, ticket: T, emails: Sequence[Mail], alias: str, *, until: float | None = None, key: str = "") -> None:
         """Let an idle sender hand these emails to the provider `alias` in one call.
 
         `until` and `key` as in `Connection.hand_over_together()`.

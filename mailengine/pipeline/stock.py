@@ -72,7 +72,9 @@ class Stock:
         ends_at = time.monotonic() + COMPOSING_SECONDS
         in_turn = self.shares.in_turn(self._items)
         planned = (item for call in self._plan(in_turn, most=self.team.size, busy={}) for item in call.items)
-        for item in (item for item in planned if not item.is_ready):
+        unready = [item for item in planned if not item.is_ready]
+        self.composer.load(item.message for item in unready)
+        for item in unready:
             if time.monotonic() >= ends_at:
                 return
             self.composer.weigh(item)

@@ -12,6 +12,7 @@ from typing import Any
 
 from django.core.mail import EmailMessage
 
+from ..backends.wire import Mail, WireMail
 from ..outcomes import Kind, Outcome
 from .classify import HTTP, outcomes_of_mails
 from .esp import esp_name
@@ -53,13 +54,15 @@ class CallRefused(Outcome):
     """
 
 
-def most_in_a_call(alias: str, email: EmailMessage | None = None) -> int:
+def most_in_a_call(alias: str, email: Mail | None = None) -> int:
     """How many mails the ESP of this provider takes in one call; 1: it has no such call, or we know none.
 
     With `email`: how many mails like it, since some ESPs want each mail in full.
     """
     esp = esp_name(alias)
     most = MOST.get(esp, 1)
+    if isinstance(email, WireMail):
+        return 1
     if email is None or esp not in WRITTEN_IN_FULL:
         return most
     # https://resend.com/docs/api-reference/emails/send-batch-emails: it drops them without a word.
@@ -68,13 +71,15 @@ def most_in_a_call(alias: str, email: EmailMessage | None = None) -> int:
     return max(1, min(most, LARGEST_CALL // (_size(email) + BESIDE_THE_WORDS)))
 
 
-def can_share_a_call(one: EmailMessage, other: EmailMessage) -> bool:
+def can_share_a_call(one: Mail, other: Mail) -> bool:
     """Whether both say the same, but for recipient, own headers and metadata, and each is for one recipient alone.
 
     The names of their headers and metadata are the same too: Mailgun would give empty ones to who has none.
     """
     return (
-        type(one) is type(other)
+        not isinstance(one, WireMail)
+        and not isinstance(other, WireMail)
+        and type(one) is type(other)
         and _may_share(one)
         and _may_share(other)
         and _address(one) != _address(other)
@@ -85,13 +90,16 @@ def can_share_a_call(one: EmailMessage, other: EmailMessage) -> bool:
     )
 
 
-def joined(emails: Sequence[EmailMessage], alias: str) -> EmailMessage:
+def joined(mails: Sequence[Mail], alias: str) -> EmailMessage:
     """One Anymail message for all of them, which makes a mail of its own for each `to`.
 
     Each has its own headers and metadata in `merge_headers` and `merge_metadata`. They are what makes Anymail write
     to each recipient alone, so they are always set. Mailgun fills in Message-ID too, as was seen at
     https://github.com/TryGhost/Ghost/pull/30776. Raises NotOneCall.
     """
+    emails = [mail for mail in mails if not isinstance(mail, WireMail)]
+    if len(emails) < len(mails):
+        raise NotOneCall("Mail that is bytes already goes by SMTP alone.")
     first, esp = emails[0], esp_name(alias)
     most = most_in_a_call(alias, first)
     if len(emails) > most:
@@ -110,9 +118,7 @@ def joined(emails: Sequence[EmailMessage], alias: str) -> EmailMessage:
     return call
 
 
-def outcomes_of_call(
-    emails: Sequence[EmailMessage], call: EmailMessage, outcome: Outcome, *, esp: str
-) -> list[Outcome]:
+def outcomes_of_call(emails: Sequence[Mail], call: Mail, outcome: Outcome, *, esp: str) -> list[Outcome]:
     """Each mail's own outcome, in the order of `emails`, from what their `call` left and came to as a whole.
 
     What the answer does not mention is uncertain. A refusal of the whole call is nobody's: see `CallRefused`.
@@ -132,7 +138,7 @@ def refused_as_a_whole(outcome: Outcome) -> CallRefused:
     return CallRefused(Kind.UNAVAILABLE, code=outcome.code, detail=outcome.detail, phase=outcome.phase, is_local=True)
 
 
-def _of_told(emails: Sequence[EmailMessage], told: Sequence[tuple[str, Outcome]]) -> list[Outcome]:
+def _of_told(emails: Sequence[Mail], told: Sequence[tuple[str, Outcome]]) -> list[Outcome]:
     """By position, as the ESP promises; by address, should the answers be others than the mails."""
     addresses = [_address(email) for email in emails]
     if len(told) == len(emails) and all(to in {"", address} for address, (to, _) in zip(addresses, told, strict=True)):
@@ -141,7 +147,7 @@ def _of_told(emails: Sequence[EmailMessage], told: Sequence[tuple[str, Outcome]]
     return [named.get(address, _unmentioned()) for address in addresses]
 
 
-def _of_status(emails: Sequence[EmailMessage], status: Any, *, esp: str) -> list[Outcome]:
+def _of_status(emails: Sequence[Mail], status: Any, *, esp: str) -> list[Outcome]:
     """By what Anymail read for each address."""
     read = {address.lower(): recipient for address, recipient in getattr(status, "recipients", {}).items()}
     taken = {address: recipient for address, recipient in read.items() if recipient.status in {"sent", "queued"}}
@@ -169,11 +175,11 @@ def _may_share(email: EmailMessage) -> bool:
     return is_plain and not any("%recipient" in text for text in _texts(email))  # Mailgun would fill it in
 
 
-def _spec(email: EmailMessage) -> str:
+def _spec(email: Mail) -> str:
     return parseaddr(email.to[0])[1]
 
 
-def _address(email: EmailMessage) -> str:
+def _address(email: Mail) -> str:
     return _spec(email).lower()
 
 

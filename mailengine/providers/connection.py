@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 
-from ..backends.smtp import Phase, phase_of
+from ..backends.smtp import Phase, SMTPBackend, phase_of
+from ..backends.wire import Mail, WireMail
+from ..compat import mailer_class
 from ..conf import get_settings
 from ..deadline import Deadline
 from ..hooks import judged
@@ -42,9 +43,10 @@ class Connection:
         self._backend: BaseEmailBackend | None = None
         self._used_at = 0.0
 
-    def hand_over(self, email: EmailMessage, *, until: float | None = None, key: str = "") -> Outcome:
+    def hand_over(self, email: Mail, *, until: float | None = None, key: str = "") -> Outcome:
         """Send this one email, and say what became of it; no provider's failure is raised.
 
+        It may be a `WireMail` where `takes_wire_mail(alias)`.
         It is over at `until`, an instant on `time.monotonic()`, or else SEND_DEADLINE_SECONDS from now; with an
         SMTPBackend and with Anymail's backends over requests, that is: others have their own timeouts and no more.
         If the server closed a kept connection before it heard of this email, the email goes by a new one.
@@ -70,9 +72,7 @@ class Connection:
         self._used_at = time.monotonic()
         return outcome
 
-    def hand_over_together(
-        self, emails: Sequence[EmailMessage], *, until: float | None = None, key: str = ""
-    ) -> list[Outcome]:
+    def hand_over_together(self, emails: Sequence[Mail], *, until: float | None = None, key: str = "") -> list[Outcome]:
         """Send these emails in one call of the ESP's API; what became of each, in their order.
 
         `until` and `key` as in `hand_over()`; the key is that of the call, so that only the same emails in the same
@@ -95,7 +95,7 @@ class Connection:
             with suppress(Exception):
                 backend.close()
 
-    def _try(self, email: EmailMessage, key: str) -> tuple[Outcome, Exception | None]:
+    def _try(self, email: Mail, key: str) -> tuple[Outcome, Exception | None]:
         # One email object may have been at other providers before: what they left on it is not this one's word.
         for name in _LEFT_BY_A_BACKEND:
             vars(email).pop(name, None)
@@ -103,9 +103,10 @@ class Connection:
         try:
             backend = self._open()
             opening = False
-            email = fitted(email, getattr(backend, "esp_name", ""))
+            if not isinstance(email, WireMail):
+                email = fitted(email, getattr(backend, "esp_name", ""))
             with http.carrying(backend, key) as carried:
-                sent_count = backend.send_messages([email])
+                sent_count = backend.send_messages([email])  # type: ignore[list-item]  # see takes_wire_mail()
         # The one broad except: a backend is anybody's code, and its worst bug may cost this mail time, but not the
         # thread that all other mail goes by.
         except Exception as error:  # noqa: BLE001
@@ -128,6 +129,15 @@ class Connection:
 def takes_key(alias: str) -> bool:
     """Whether the provider `alias` honours an idempotency key; by its entry of `MAILERS`, nothing is opened."""
     return esp_name(alias) in http.KEY_HEADERS
+
+
+def takes_wire_mail(alias: str) -> bool:
+    """Whether the provider `alias` sends mail that is bytes already: an `SMTPBackend` whose sending nobody changed."""
+    try:
+        backend = mailer_class(alias)
+        return issubclass(backend, SMTPBackend) and backend.send_messages is SMTPBackend.send_messages
+    except Exception:  # noqa: BLE001  Its module is anybody's code, and what is wrong is told when a mail goes there.
+        return False
 
 
 def _closed_in_between(error: Exception | None) -> bool:

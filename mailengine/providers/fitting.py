@@ -18,8 +18,8 @@ WRITES_ITSELF = {
 
 def fitted(email: EmailMessage, esp: str) -> EmailMessage:
     """The email as this ESP takes it: itself, or a copy without what the ESP writes in its place."""
-    refused = WRITES_ITSELF.get(esp, frozenset())
-    if not any(name.lower() in refused for name in email.extra_headers):
+    refused = WRITES_ITSELF.get(esp)
+    if not refused or not any(name.lower() in refused for name in email.extra_headers):
         return email
     fitting = copy.copy(email)
     headers = email.extra_headers.items()
