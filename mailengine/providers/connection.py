@@ -103,7 +103,8 @@ class Connection:
         try:
             backend = self._open()
             opening = False
-            email = fitted(email, getattr(backend, "esp_name", ""))
+            if esp := getattr(backend, "esp_name", ""):
+                email = fitted(email, esp)
             with http.carrying(backend, key) as carried:
                 sent_count = backend.send_messages([email])
         # The one broad except: a backend is anybody's code, and its worst bug may cost this mail time, but not the

@@ -139,8 +139,11 @@ class ScriptedServer(RawServer):
         with ScriptedServer({"GREETING": hangs, "MAIL": "421 Not now"}) as server: ...
 
     Steps: CONNECT (before the greeting), GREETING, the client's verbs, TLS (the handshake), BODY (after the 354), DOT.
+    `offers_pipelining` is for those who would have all of them offer it.
     An action is a reply line, or a function of the `Peer`; what it returns is said, too. `received` is what came in.
     """
+
+    offers_pipelining = False
 
     def __init__(self, at: Mapping[str, str | Action] | None = None, *, features=(), **kwargs):
         super().__init__(**kwargs)
@@ -160,7 +163,7 @@ class ScriptedServer(RawServer):
 
     def answer(self, verb, peer):
         if verb == "EHLO":
-            words = ["hello", *self.features]
+            words = ["hello", *(["PIPELINING"] if self.offers_pipelining else []), *self.features]
             lines = [f"250{' ' if word is words[-1] else '-'}{word}" for word in words]
             self.act("EHLO", peer, "\r\n".join(lines))
         elif verb == "STARTTLS":

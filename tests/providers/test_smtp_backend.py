@@ -24,10 +24,12 @@ from mailengine.testing.smtp_server import HANG_UP, SILENCE, SMTPServer
 
 from .scripted import Peer, ScriptedServer, closes, drips, hangs, resets
 
+pytestmark = pytest.mark.usefixtures("pipelining")
+
 
 @pytest.fixture
-def server():
-    with SMTPServer() as server:
+def server(pipelining):
+    with SMTPServer(pipelining=pipelining) as server:
         yield server
 
 
