@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 
 from django.core.mail import EmailMessage
 
+from ..backends.wire import WireMail
 from ..outcomes import Kind, Outcome
 from ..providers.connection import Connection
 
@@ -36,7 +37,7 @@ class Task(Generic[T]):
     """One handover, with what the owner wants to remember of it."""
 
     ticket: T
-    emails: Sequence[EmailMessage]
+    emails: Sequence[EmailMessage | WireMail]
     connection: Connection
     until: float | None = None
     key: str = ""
@@ -79,7 +80,13 @@ class Team(Generic[T]):
         return self.size - self.busy_count
 
     def send(
-        self, ticket: T, emails: Sequence[EmailMessage], alias: str, *, until: float | None = None, key: str = ""
+        self,
+        ticket: T,
+        emails: Sequence[EmailMessage | WireMail],
+        alias: str,
+        *,
+        until: float | None = None,
+        key: str = "",
     ) -> None:
         """Let an idle sender hand these emails to the provider `alias` in one call.
 
@@ -107,7 +114,7 @@ class Team(Generic[T]):
     def collect(self, *, wait_seconds: float) -> list[tuple[T, list[Outcome]]]:
         """The handovers that have ended, with what came of each of their emails.
 
-        It waits for the first for so long, and for its company a few milliseconds. One that was overdue comes a second
+        It waits for the first for so long, and for its company a few milliseconds if any is under way. One that was overdue comes a second
         time, should its backend come back with more than a doubt.
         """
         found: list[tuple[T, list[Outcome]]] = []
@@ -123,6 +130,8 @@ class Team(Generic[T]):
                 else:
                     self._free(task)
                 found.append((task.ticket, outcomes))
+                if not self.busy_count:
+                    break
                 ends_at = min(ends_at, time.monotonic() + COMPANY_SECONDS)
         return found + self._give_up()
 
