@@ -97,6 +97,8 @@ def one_line(text: object, *, length: int) -> str:
 
     A server's reply goes into ledgers, logs and terminals; it must not be able to forge a line there.
     """
+    if text == "":
+        return ""
     line = _CONTROL.sub(lambda found: _escape(found[0]), str(text)).strip()
     return line if len(line) <= length else line[: length - 1] + "…"
 

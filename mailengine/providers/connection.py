@@ -6,13 +6,15 @@ import re
 import smtplib
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
+from typing import cast
 
 from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 
 from ..backends.smtp import Phase, phase_of
+from ..backends.wire import WireMail
 from ..conf import get_settings
 from ..deadline import Deadline
 from ..hooks import judged
@@ -40,11 +42,13 @@ class Connection:
     def __init__(self, alias: str) -> None:
         self.alias = alias
         self._backend: BaseEmailBackend | None = None
+        self._esp_name = ""
         self._used_at = 0.0
 
-    def hand_over(self, email: EmailMessage, *, until: float | None = None, key: str = "") -> Outcome:
+    def hand_over(self, email: EmailMessage | WireMail, *, until: float | None = None, key: str = "") -> Outcome:
         """Send this one email, and say what became of it; no provider's failure is raised.
 
+        A `WireMail` is for an SMTPBackend alone.
         It is over at `until`, an instant on `time.monotonic()`, or else SEND_DEADLINE_SECONDS from now; with an
         SMTPBackend and with Anymail's backends over requests, that is: others have their own timeouts and no more.
         If the server closed a kept connection before it heard of this email, the email goes by a new one.
@@ -71,7 +75,7 @@ class Connection:
         return outcome
 
     def hand_over_together(
-        self, emails: Sequence[EmailMessage], *, until: float | None = None, key: str = ""
+        self, emails: Sequence[EmailMessage | WireMail], *, until: float | None = None, key: str = ""
     ) -> list[Outcome]:
         """Send these emails in one call of the ESP's API; what became of each, in their order.
 
@@ -81,12 +85,12 @@ class Connection:
         if len(emails) <= 1:
             return [self.hand_over(email, until=until, key=key) for email in emails]
         try:
-            call = joined(emails, self.alias)
+            call = joined(cast(Sequence[EmailMessage], emails), self.alias)
         except NotOneCall as error:
             refused = Outcome(Kind.REFUSED, code=type(error).__name__, detail=str(error))
             return [refused_as_a_whole(refused)] * len(emails)
         outcome = self.hand_over(call, until=until, key=key)
-        return outcomes_of_call(emails, call, outcome, esp=esp_name(self.alias))
+        return outcomes_of_call(cast(Sequence[EmailMessage], emails), call, outcome, esp=esp_name(self.alias))
 
     def close(self) -> None:
         """Hang up. Never raises: what was sent is sent."""
@@ -95,7 +99,7 @@ class Connection:
             with suppress(Exception):
                 backend.close()
 
-    def _try(self, email: EmailMessage, key: str) -> tuple[Outcome, Exception | None]:
+    def _try(self, email: EmailMessage | WireMail, key: str) -> tuple[Outcome, Exception | None]:
         # One email object may have been at other providers before: what they left on it is not this one's word.
         for name in _LEFT_BY_A_BACKEND:
             vars(email).pop(name, None)
@@ -103,10 +107,10 @@ class Connection:
         try:
             backend = self._open()
             opening = False
-            if esp := getattr(backend, "esp_name", ""):
-                email = fitted(email, esp)
-            with http.carrying(backend, key) as carried:
-                sent_count = backend.send_messages([email])
+            if self._esp_name and isinstance(email, EmailMessage):
+                email = fitted(email, self._esp_name)
+            with http.carrying(backend, key) if self._esp_name else nullcontext(False) as carried:
+                sent_count = backend.send_messages([email])  # type: ignore[list-item]  # SMTPBackend takes a WireMail, too
         # The one broad except: a backend is anybody's code, and its worst bug may cost this mail time, but not the
         # thread that all other mail goes by.
         except Exception as error:  # noqa: BLE001
@@ -120,6 +124,7 @@ class Connection:
             if "fail_silently" in vars(backend):
                 backend.fail_silently = False  # whatever its OPTIONS say: a failure that nobody hears of is lost mail
             self._backend = backend
+            self._esp_name = getattr(backend, "esp_name", "")
             http.prepare(backend)
             backend.open()
             http.hold(backend)

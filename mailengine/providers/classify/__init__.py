@@ -17,6 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
 
 from ...backends.smtp import Phase, phase_of
+from ...backends.wire import WireMail
 from ...outcomes import Kind, Outcome
 from .errors import is_of
 from .http import HTTP, of_anymail_error, of_anymail_status, retry_after_seconds
@@ -28,7 +29,7 @@ from .system import of_network_error, of_other_error, of_silent_backend
 __all__ = ["ADDRESS", "HTTP", "outcome_of_error", "outcome_of_return", "outcomes_of_mails", "retry_after_seconds"]
 
 
-def outcome_of_return(email: EmailMessage, sent_count: int | None) -> Outcome:
+def outcome_of_return(email: EmailMessage | WireMail, sent_count: int | None) -> Outcome:
     """What became of `email` when its backend returned without an error; Anymail's word counts more than the number.
 
     Never raises.
@@ -39,7 +40,7 @@ def outcome_of_return(email: EmailMessage, sent_count: int | None) -> Outcome:
         return Outcome(Kind.UNCERTAIN, code=type(error).__name__)
 
 
-def _of_return(email: EmailMessage, sent_count: int | None) -> Outcome:
+def _of_return(email: EmailMessage | WireMail, sent_count: int | None) -> Outcome:
     status = getattr(email, "anymail_status", None)
     if getattr(status, "recipients", None):
         return of_anymail_status(status)
@@ -60,7 +61,9 @@ def _of_return(email: EmailMessage, sent_count: int | None) -> Outcome:
     return replace(UNCERTAIN, code=f"returned {sent_count}", detail="The backend neither sent it nor said why.")
 
 
-def outcome_of_error(error: BaseException, *, email: EmailMessage | None = None, opening: bool = False) -> Outcome:
+def outcome_of_error(
+    error: BaseException, *, email: EmailMessage | WireMail | None = None, opening: bool = False
+) -> Outcome:
     """What became of `email` when its backend raised `error`. Never raises.
 
     `opening` says that it came from the backend's constructor or from `open()`, when nothing of a mail was sent yet.
@@ -72,7 +75,7 @@ def outcome_of_error(error: BaseException, *, email: EmailMessage | None = None,
         return Outcome(Kind.MISCONFIGURED if opening else Kind.UNCERTAIN, code=type(error).__name__)
 
 
-def _judged(error: BaseException, *, email: EmailMessage | None, opening: bool) -> Outcome:
+def _judged(error: BaseException, *, email: EmailMessage | WireMail | None, opening: bool) -> Outcome:
     status = None if opening else getattr(email or getattr(error, "email_message", None), "anymail_status", None)
     if getattr(status, "recipients", None):
         return of_anymail_status(status)  # the ESP had answered already; a receiver of post_send may have raised
@@ -89,7 +92,7 @@ def _judged(error: BaseException, *, email: EmailMessage | None, opening: bool) 
     )
 
 
-def _needs_smtputf8(email: EmailMessage) -> bool:
+def _needs_smtputf8(email: EmailMessage | WireMail) -> bool:
     """Whether an address has letters before its @ that not every provider can send."""
     return not all(parseaddr(address)[1].rpartition("@")[0].isascii() for address in email.recipients())
 
