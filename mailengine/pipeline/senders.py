@@ -114,8 +114,8 @@ class Team(Generic[T]):
     def collect(self, *, wait_seconds: float) -> list[tuple[T, list[Outcome]]]:
         """The handovers that have ended, with what came of each of their emails.
 
-        It waits for the first for so long, and for its company a few milliseconds if any is under way. One that was overdue comes a second
-        time, should its backend come back with more than a doubt.
+        It waits for the first for so long, and for its company, if any is under way, a few milliseconds. One that was
+        overdue comes a second time, should its backend come back with more than a doubt.
         """
         found: list[tuple[T, list[Outcome]]] = []
         ends_at = time.monotonic() + wait_seconds

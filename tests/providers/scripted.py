@@ -150,6 +150,8 @@ class ScriptedServer(RawServer):
         self.at = dict(at or {})
         self.features = features
         self.accepted: list[bytes] = []
+        self.empty_count = 0
+        """How often the content was nothing but the final dot."""
 
     def mailer(self, **options):
         options = {"host": self.host, "port": self.port, "timeout": 30, **options}
@@ -171,14 +173,20 @@ class ScriptedServer(RawServer):
             if "STARTTLS" not in self.at:
                 self.act("TLS", peer, Peer.start_tls)
         elif verb == "DATA":
-            self.act("DATA", peer, "354 go on")
-            self.act("BODY", peer, self.take_body)
+            said = self.act("DATA", peer, "354 go on")
+            if said is None or said.startswith("354"):
+                self.act("BODY", peer, self.take_body)
         else:
             known = {"QUIT": "221 bye", "AUTH": "235 welcome"}
             self.act(verb, peer, known.get(verb, "250 yes"))
 
     def take_body(self, peer):
-        body = peer.read_until(b"\r\n.\r\n")
+        body = peer.read_until(b"\n")
+        if body == b".\r\n":
+            self.empty_count += 1
+            peer.say("554 nothing in it")
+            return
+        body += peer.read_until(b"\r\n.\r\n")
         if body.endswith(b"\r\n.\r\n"):
             self.accepted.append(body)
             self.act("DOT", peer, "250 taken")
@@ -189,6 +197,7 @@ class ScriptedServer(RawServer):
             action = action(peer)
         if action is not None:
             peer.say(action)
+        return action
 
 
 class ScriptedHTTPServer(RawServer):
