@@ -38,7 +38,8 @@ _NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or the final dot wait
 _CUT_OFF = (smtplib.SMTPServerDisconnected, ConnectionError, TimeoutError, ssl.SSLError)
 """What comes of a socket that was shut down; and of others, but then the time isn't over."""
 _COMMANDS = 4_096
-"""So many bytes of commands, or a few more, are sent before their replies are read."""
+"""So many bytes of commands, or a few more, are sent before their replies are read. Not all of a large envelope: who
+writes without reading may wait for a server that waits for its replies to be read."""
 _READ = 4_096
 _MOST_PIECES = 512  # of what one write takes; systems allow 1,024 at least
 _PLAIN_ADDRESS = re.compile(r"[\w+-]+(?:\.[\w+-]+)*@[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})+", re.ASCII | re.IGNORECASE)
@@ -230,6 +231,8 @@ class _Dialogue(smtplib.SMTP):
     _unsent: list[bytes]
     """The commands of an envelope that are still to be sent, the first of them last."""
     _unanswered = 0
+    """How many of those that were sent have had no reply yet."""
+    _most_ahead = 1
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with self._marking_errors():
@@ -312,6 +315,7 @@ class _Dialogue(smtplib.SMTP):
         commands = [f"MAIL FROM:<{sender}>{size}", *[f"RCPT TO:<{address}>" for address in recipients], "DATA"]
         self._unsent = [_line(command) for command in reversed(commands)]
         self._unanswered = 0
+        self._most_ahead = _COMMANDS if self.has_extn("pipelining") else 1
         check()
         code, reply = self._next_reply()
         if not _is_yes(code):
@@ -345,17 +349,13 @@ class _Dialogue(smtplib.SMTP):
         """The reply to the next command. Those that are not sent yet go together where the server takes that."""
         if not self._unanswered:
             commands = b""
-            while self._unsent and (not commands or self._may_follow(commands)):
+            while self._unsent and len(commands) < self._most_ahead:
                 commands += self._unsent.pop()
                 self._unanswered += 1
             self.send(commands)
         reply = self.getreply()
         self._unanswered -= 1
         return reply
-
-    def _may_follow(self, commands: bytes) -> bool:
-        """Not too many: who writes without reading may wait for a server that waits for its replies to be read."""
-        return self.has_extn("pipelining") and len(commands) < _COMMANDS
 
     def _clean_up(self, code: int) -> None:
         """Be ready for the next mail after a refusal. It has been read: trouble now must not hide it."""
@@ -384,7 +384,8 @@ class _Dialogue(smtplib.SMTP):
         if sock is None:
             raise smtplib.SMTPServerDisconnected("Not connected any more")
         pieces = _stuffed(mail.pieces) if mail.has_dots else mail.pieces
-        dot = b".\r\n" if pieces and pieces[-1].endswith(b"\r\n") else b"\r\n.\r\n"
+        end = next(filter(None, reversed(pieces)), b"")
+        dot = b".\r\n" if end.endswith(b"\r\n") else b"\r\n.\r\n"
         try:
             # This process may have been frozen, and somebody else have sent the mail by now: each write looks at the
             # time first, and the one that ends in the dot is none that waits for long.

@@ -218,12 +218,13 @@ def test_many_pieces_and_large_ones_arrive(connected, certificate, monkeypatch, 
     assert (outcome.kind, outcome.sha256) == (Kind.ACCEPTED, hashlib.sha256(b"".join(pieces)).digest())
 
 
+@pytest.mark.parametrize("end", [[b"Hello\r\n"], [b"Hello\r\n", b""], [b"Hello"], [b"Hello", b""]])
 @pytest.mark.parametrize("has_dots", [True, False])
-def test_the_last_line_ends_before_the_dot(connected, has_dots):
+def test_the_last_line_ends_before_the_dot(connected, has_dots, end):
     with ScriptedServer() as server:
-        assert connected(server).hand_over(a_mail(b"Subject: Hello\r\n\r\nHello", has_dots=has_dots)).is_good_round
+        assert connected(server).hand_over(a_mail(b"Subject: Hello\r\n\r\n", *end, has_dots=has_dots)).is_good_round
 
-    assert server.accepted[0].endswith(b"\r\nHello\r\n.\r\n")
+    assert server.accepted[0].endswith(b"\r\n\r\nHello\r\n.\r\n")
 
 
 @pytest.mark.parametrize("act", [hangs, resets])
