@@ -18,6 +18,7 @@ import django
 from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
 from django.core.mail.backends.smtp import EmailBackend as DjangoSMTPBackend
+from django.utils.encoding import force_str
 from django.utils.module_loading import import_string
 
 from ..compat import mailer_aliases, mailer_backend_path, mailer_options
@@ -176,13 +177,13 @@ class SMTPBackend(DjangoSMTPBackend):
         """Each recipient once: the address as SMTP needs it -> the bare address as the email has it."""
         return {
             self._envelope_address(address): address if _PLAIN_ADDRESS.fullmatch(address) else parseaddr(address)[1]
-            for address in email.recipients()
+            for address in map(force_str, email.recipients())
         }
 
     def _envelope_sender(self, address: str) -> str:
         """As `_envelope_address()`; it mostly is that of the mail before, and has a name that takes long to parse."""
         if address != self._last_sender[0]:
-            self._last_sender = (address, self._envelope_address(address))
+            self._last_sender = (address, self._envelope_address(force_str(address)))
         return self._last_sender[1]
 
     def _envelope_address(self, address: str) -> str:
