@@ -245,19 +245,16 @@ class _Dialogue(smtplib.SMTP):
     def getreply(self) -> Reply:
         if self.phase is Phase.CONNECT:
             self.phase = Phase.GREETING  # connected: the first thing to read is the greeting
-        if self.file is None and self.sock is not None:
-            self.file = _Replies(self.sock)
-        return self._short_reply() or super().getreply()
-
-    def _short_reply(self) -> Reply | None:
-        """One that is a plain line, as nearly all are; the others smtplib puts together."""
         if self.file is None:
-            return None
+            if self.sock is None:
+                raise smtplib.SMTPServerDisconnected("Not connected any more")
+            self.file = _Replies(self.sock)
         try:
-            return self.file.short_one()
+            reply = self.file.short_one()
         except OSError as error:
             self.close()
             raise smtplib.SMTPServerDisconnected(f"Connection unexpectedly closed: {error}") from error
+        return reply or super().getreply()
 
     def ehlo(self, name: str = "") -> tuple[int, bytes]:
         self.phase = Phase.EHLO
@@ -314,7 +311,7 @@ class _Dialogue(smtplib.SMTP):
         """Up to the server's 354, after which it waits for the content."""
         size = f" SIZE={sum(map(len, mail.pieces))}" if self.has_extn("size") else ""
         commands = [f"MAIL FROM:<{sender}>{size}", *[f"RCPT TO:<{address}>" for address in recipients], "DATA"]
-        self._unsent = [_line(command) for command in reversed(commands)]
+        self._unsent = _lines(commands)[::-1]
         self._unanswered = 0
         self._most_ahead = _COMMANDS if self.has_extn("pipelining") else 1
         check()
@@ -488,11 +485,12 @@ def _is_yes(code: int) -> bool:
     return 200 <= code <= 299
 
 
-def _line(command: str) -> bytes:
-    """ValueError for one that would be two, or that has other letters than SMTP knows."""
-    if "\r" in command or "\n" in command:
-        raise ValueError(f"Invalid command: {command!r}")
-    return f"{command}\r\n".encode("ascii")
+def _lines(commands: Sequence[str]) -> list[bytes]:
+    """ValueError if one of them would be two, or has other letters than SMTP knows."""
+    joined = "".join(commands)
+    if "\r" in joined or "\n" in joined:
+        raise ValueError("An address of the envelope has a line break in it")
+    return [f"{command}\r\n".encode("ascii") for command in commands]
 
 
 def _stuffed(pieces: Sequence[bytes]) -> list[bytes]:
