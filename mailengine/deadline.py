@@ -32,7 +32,7 @@ class Deadline:
         self.ends_at = ends_at
         self._seconds = ends_at - time.monotonic()
         self._outer: Deadline | None = None
-        self._guarded: list[socket.socket] = []
+        self._guarded: list[Guarded] = []
 
     @property
     def remaining_seconds(self) -> float:
@@ -48,15 +48,15 @@ class Deadline:
         if self.has_passed:
             raise TimeoutError(str(self))
 
-    def guard(self, sock: socket.socket) -> None:
+    def guard(self, sock: socket.socket | Guarded) -> None:
         """Shut `sock` down when the time comes, unless the `with` block was left before; TimeoutError if it has come.
 
-        It costs some microseconds. What is kept is a duplicate, so it makes no difference whether the caller wraps the
-        socket in TLS or closes it; the other side hears of a close when the block is left, at the latest.
+        It costs some microseconds, and less for a `Guarded`. The caller may wrap the socket in TLS or close it; the
+        other side hears of a close when the block is left, at the latest.
         OSError if this host can't keep the time: it has no thread or no file descriptor left.
         """
         self.check()
-        _watchdog.watch(self, socket.fromfd(sock.fileno(), sock.family, sock.type))
+        _watchdog.watch(self, sock if isinstance(sock, Guarded) else Guarded(sock, is_kept=False))
 
     def __enter__(self) -> Deadline:
         outer = current()
@@ -75,6 +75,29 @@ class Deadline:
 
     def __str__(self) -> str:
         return f"not done within {round(max(self._seconds, 0), 1):g} s"
+
+
+class Guarded:
+    """A socket that is guarded by many deadlines, one after another; `close()` it with the socket.
+
+    What is held is a duplicate, so it makes no difference what becomes of the socket meanwhile.
+    """
+
+    def __init__(self, sock: socket.socket, *, is_kept: bool = True) -> None:
+        self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)
+        self._is_kept = is_kept
+
+    def close(self) -> None:
+        with _watchdog._changed:  # or it might just be shutting down what the number of this file now stands for
+            self._duplicate.close()
+
+    def _shut_down(self) -> None:
+        with suppress(OSError):  # the other side was faster, or it is closed
+            self._duplicate.shutdown(socket.SHUT_RDWR)
+
+    def _let_go(self) -> None:
+        if not self._is_kept:
+            self._duplicate.close()
 
 
 def current() -> Deadline | None:
@@ -119,7 +142,7 @@ def connect(
     raise last_error or OSError(f"{host} has no address")
 
 
-def guard(sock: socket.socket) -> None:
+def guard(sock: socket.socket | Guarded) -> None:
     """Let the current deadline guard `sock`, where there is one; TimeoutError if it has passed."""
     deadline = current()
     if deadline is not None:
@@ -151,20 +174,20 @@ class _Watchdog:
         self._wakes_at = math.inf
         self._thread: threading.Thread | None = None
 
-    def watch(self, deadline: Deadline, duplicate: socket.socket) -> None:
+    def watch(self, deadline: Deadline, guarded: Guarded) -> None:
         with self._changed:
             if self._thread is None or not self._thread.is_alive():
                 thread = threading.Thread(target=self._run, name="mailengine-watchdog", daemon=True)
                 try:
                     thread.start()
                 except RuntimeError as error:
-                    duplicate.close()
+                    guarded._let_go()
                     raise OSError(errno.EAGAIN, f"No watchdog: {error}") from error
                 self._thread = thread
             elif deadline.ends_at < self._wakes_at:
                 self._wakes_at = deadline.ends_at
                 self._changed.notify()
-            deadline._guarded.append(duplicate)
+            deadline._guarded.append(guarded)
             self._deadlines.add(deadline)
 
     def forget(self, deadline: Deadline) -> None:
@@ -172,14 +195,14 @@ class _Watchdog:
             self._deadlines.discard(deadline)
             self._passed.discard(deadline)
             guarded, deadline._guarded = deadline._guarded, []
-        for duplicate in guarded:
-            duplicate.close()
+        for each in guarded:
+            each._let_go()
 
     def forget_all(self) -> None:
         """In a new process after fork(): the connections are its parent's, and so was the thread."""
         for deadline in self._deadlines | self._passed:
-            for duplicate in deadline._guarded:
-                duplicate.close()
+            for guarded in deadline._guarded:
+                guarded._let_go()
             deadline._guarded = []
         self.__init__()  # type: ignore[misc]  # the lock, too: its holder may not exist here
 
@@ -190,9 +213,8 @@ class _Watchdog:
                 self._deadlines -= due
                 self._passed |= due
                 for deadline in due:
-                    for duplicate in deadline._guarded:
-                        with suppress(OSError):  # the other side was faster
-                            duplicate.shutdown(socket.SHUT_RDWR)
+                    for guarded in deadline._guarded:
+                        guarded._shut_down()
                 self._wakes_at = min((deadline.ends_at for deadline in self._deadlines), default=math.inf)
                 seconds = min(max(self._wakes_at - time.monotonic(), 0), threading.TIMEOUT_MAX)
                 self._changed.wait(seconds)

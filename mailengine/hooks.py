@@ -45,8 +45,10 @@ def judged(outcome: Outcome, error: Exception | None, *, provider: str) -> Outco
     It is called as `classifier(outcome, error, provider)` for all that was not accepted, with our judgement and the
     error that the backend raised, or None if it returned; it gives back this outcome or another.
     """
+    if outcome.is_good_round:
+        return outcome
     classify = _function(get_settings().classifier)
-    if classify is None or outcome.is_good_round:
+    if classify is None:
         return outcome
     try:
         theirs = classify(outcome, error, provider)

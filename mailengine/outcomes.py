@@ -14,6 +14,7 @@ from enum import Enum
 DETAIL_LENGTH = 500
 CODE_LENGTH = 64
 ID_LENGTH = 255
+_LENGTHS = {"code": CODE_LENGTH, "detail": DETAIL_LENGTH, "provider_message_id": ID_LENGTH}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -73,9 +74,9 @@ class Outcome:
     """With `ACCEPTED`, for several recipients: the addresses that were refused, each with its own outcome."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "code", one_line(self.code, length=CODE_LENGTH))
-        object.__setattr__(self, "detail", one_line(self.detail, length=DETAIL_LENGTH))
-        object.__setattr__(self, "provider_message_id", one_line(self.provider_message_id, length=ID_LENGTH))
+        for name, length in _LENGTHS.items():
+            if (text := getattr(self, name)) != "":
+                object.__setattr__(self, name, one_line(text, length=length))
 
     @property
     def is_bad_round(self) -> bool:

@@ -8,21 +8,22 @@ import smtplib
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from email.utils import parseaddr
 from enum import Enum
-from typing import Any, BinaryIO
+from typing import Any, TypeAlias
 
 import django
 from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
 from django.core.mail.backends.smtp import EmailBackend as DjangoSMTPBackend
+from django.utils.encoding import force_str
 from django.utils.module_loading import import_string
 
 from ..compat import mailer_aliases, mailer_backend_path, mailer_options
 from ..conf import get_settings
-from ..deadline import Deadline, check, connect, current, guard
+from ..deadline import Deadline, Guarded, check, connect, current, guard
 from .wire import MODERN_MAIL, WireMail, render
 
 DEFAULT_ALIAS = "default"
@@ -31,10 +32,22 @@ GOODBYE_SECONDS = 2.0
 """How long we wait for an answer that changes nothing any more: to QUIT, to RSET after a refusal, or after a connection
 broke in the body."""
 
+SMALL = 64_000
+"""Up to so many bytes a mail and its final dot are one write; it fits into what the kernel keeps for a connection."""
+
 _NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or the final dot waits for the ACK of what went before it
 _CUT_OFF = (smtplib.SMTPServerDisconnected, ConnectionError, TimeoutError, ssl.SSLError)
 """What comes of a socket that was shut down; and of others, but then the time isn't over."""
-_LEADING_DOT = re.compile(rb"^\.", re.MULTILINE)
+_COMMANDS = 4_096
+"""So many bytes of commands, or a few more, are sent before their replies are read. Not all of a large envelope: who
+writes without reading may wait for a server that waits for its replies to be read."""
+_READ = 4_096
+_MOST_PIECES = 512  # of what one write takes; systems allow 1,024 at least
+_PLAIN_ADDRESS = re.compile(r"[\w+-]+(?:\.[\w+-]+)*@[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})+", re.ASCII | re.IGNORECASE)
+"""What needs no parser to be seen as a bare address that any envelope can carry."""
+
+Reply: TypeAlias = tuple[int, bytes]
+"""Its code, and the text behind it."""
 
 
 class Phase(Enum):
@@ -63,7 +76,7 @@ def set_phase(error: BaseException, phase: Phase) -> None:
 
 
 class SMTPBackend(DjangoSMTPBackend):
-    """Django's SMTP backend, with three things more.
+    """Django's SMTP backend, with four things more.
 
     - An error that leaves `open()` or `send_messages()` carries the phase of the dialogue: see `phase_of()`.
     - Each email handed over gets `mailengine_sha256`, the digest of the very bytes, and `mailengine_refusals`, which
@@ -71,6 +84,8 @@ class SMTPBackend(DjangoSMTPBackend):
     - Each email, connecting included, has `SEND_DEADLINE_SECONDS`, or until the `deadline.current()` if that is sooner;
       then it ends in a TimeoutError, whatever the server does. One wait for the server is no longer than the option
       `timeout` (60 s).
+    - Where the server offers PIPELINING, the envelope is one write. What comes of a mail is the same with it and
+      without.
 
     Mail is rendered, 7-bit clean for any server, before the connection is made: ValueError (for a non-ASCII
     local part too) means that no byte left this host.
@@ -83,7 +98,9 @@ class SMTPBackend(DjangoSMTPBackend):
         super().__init__(fail_silently=fail_silently, **options)
         if django.VERSION < (6, 1):
             self.alias = options.get("alias")
-        self.timeout = min(self.timeout or DEFAULT_TIMEOUT_SECONDS, get_settings().send_deadline_seconds)
+        self._send_deadline_seconds = get_settings().send_deadline_seconds
+        self.timeout = min(self.timeout or DEFAULT_TIMEOUT_SECONDS, self._send_deadline_seconds)
+        self._last_sender = ("", "")
 
     @property
     def connection_class(self) -> type[smtplib.SMTP]:
@@ -94,7 +111,7 @@ class SMTPBackend(DjangoSMTPBackend):
         is_broken = self.connection is not None and self.connection.sock is None
         if is_broken:
             self.connection = None
-        with _send_deadline():
+        with self._send_deadline():
             opened = super().open()
         return False if opened and is_broken else opened
 
@@ -108,18 +125,22 @@ class SMTPBackend(DjangoSMTPBackend):
         with self._lock:
             try:
                 for email in email_messages:
-                    with _marking_errors(Phase.CONNECT):
+                    try:
                         recipients = self._envelope_recipients(email)
                         if not recipients:
                             continue
-                        sender = self._envelope_address(email.from_email)
-                        content = b"".join(email.pieces) if isinstance(email, WireMail) else render(email)
-                    with _send_deadline() as deadline:
-                        opened = self.open()
-                        if opened is None or not self.connection:
-                            break  # fail_silently, and no connection was to be had
-                        opened_here = opened_here or opened
-                        sent_count += self._send_content(email, sender, recipients, content)
+                        sender = self._envelope_sender(email.from_email)
+                        mail = email if isinstance(email, WireMail) else _as_bytes(email)
+                    except Exception as error:
+                        set_phase(error, Phase.CONNECT)
+                        raise
+                    with self._send_deadline() as deadline:
+                        if self.connection is None or self.connection.sock is None:
+                            opened = self.open()
+                            if opened is None or not self.connection:
+                                break  # fail_silently, and no connection was to be had
+                            opened_here = opened_here or opened
+                        sent_count += self._send_mail(email, sender, recipients, mail)
                         if deadline.has_passed:
                             self.connection.close()  # it may have been shut down after the server's yes
             finally:
@@ -127,30 +148,48 @@ class SMTPBackend(DjangoSMTPBackend):
                     self.close()  # what failed to open as well
         return sent_count
 
-    def _send_content(
-        self, email: EmailMessage | WireMail, sender: str, recipients: dict[str, str], content: bytes
+    def _send_mail(
+        self, email: EmailMessage | WireMail, sender: str, recipients: dict[str, str], mail: WireMail
     ) -> bool:
+        digest = hashlib.sha256()
+        for piece in mail.pieces:
+            digest.update(piece)
         email.mailengine_refusals = {}  # type: ignore[union-attr]
-        email.mailengine_sha256 = hashlib.sha256(content).digest()  # type: ignore[union-attr]
+        email.mailengine_sha256 = digest.digest()  # type: ignore[union-attr]
         try:
-            refused = self.connection.sendmail(  # type: ignore[union-attr]  # open() has been called
-                sender, list(recipients), content
+            refused = self.connection.hand_over(  # type: ignore[union-attr]  # open() has been called
+                sender, list(recipients), mail
             )
         except (smtplib.SMTPException, TimeoutError):
             if not self.fail_silently:
                 raise
             return False
-        email.mailengine_refusals = {  # type: ignore[union-attr]
-            recipients[address]: reply for address, reply in refused.items()
-        }
+        if refused:
+            email.mailengine_refusals = {  # type: ignore[union-attr]
+                recipients[address]: reply for address, reply in refused.items()
+            }
         return True
+
+    def _send_deadline(self) -> Deadline:
+        return Deadline(time.monotonic() + self._send_deadline_seconds)
 
     def _envelope_recipients(self, email: EmailMessage | WireMail) -> dict[str, str]:
         """Each recipient once: the address as SMTP needs it -> the bare address as the email has it."""
-        return {self._envelope_address(address): parseaddr(address)[1] for address in email.recipients()}
+        return {
+            self._envelope_address(address): address if _PLAIN_ADDRESS.fullmatch(address) else parseaddr(address)[1]
+            for address in map(force_str, email.recipients())
+        }
+
+    def _envelope_sender(self, address: str) -> str:
+        """As `_envelope_address()`; it mostly is that of the mail before, and has a name that takes long to parse."""
+        if address != self._last_sender[0]:
+            self._last_sender = (address, self._envelope_address(force_str(address)))
+        return self._last_sender[1]
 
     def _envelope_address(self, address: str) -> str:
         """`Ann <ann@bücher.example>` as `ann@xn--bcher-kva.example`; ValueError for what no envelope can carry."""
+        if _PLAIN_ADDRESS.fullmatch(address):
+            return address
         if MODERN_MAIL:
             return str(self.prep_address(address))
         from django.core.mail.message import sanitize_address
@@ -171,17 +210,8 @@ class SMTPBackend(DjangoSMTPBackend):
             connection.close()
 
 
-@contextmanager
-def _marking_errors(phase: Phase) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        set_phase(error, phase)
-        raise
-
-
-def _send_deadline() -> Deadline:
-    return Deadline(time.monotonic() + get_settings().send_deadline_seconds)
+def _as_bytes(email: EmailMessage) -> WireMail:
+    return WireMail(email.from_email, email.recipients(), [render(email)])
 
 
 @contextmanager
@@ -197,6 +227,13 @@ class _Dialogue(smtplib.SMTP):
     """smtplib's client, which knows how far it got, and marks its errors with that."""
 
     phase = Phase.CONNECT
+    file: _Replies | None
+    _guarded: Guarded | None = None
+    _unsent: list[bytes]
+    """The commands of an envelope that are still to be sent, the first of them last."""
+    _unanswered = 0
+    """How many of those that were sent have had no reply yet."""
+    _most_ahead = 1
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with self._marking_errors():
@@ -205,12 +242,19 @@ class _Dialogue(smtplib.SMTP):
     def _get_socket(self, host: str, port: int, timeout: float | None) -> socket.socket:
         return connect(host, port, timeout=timeout, source_address=self.source_address, options=[_NO_DELAY])
 
-    def getreply(self) -> tuple[int, bytes]:
+    def getreply(self) -> Reply:
         if self.phase is Phase.CONNECT:
             self.phase = Phase.GREETING  # connected: the first thing to read is the greeting
-        if self.file is None and self.sock is not None:
-            self.file = _WholeLines(self.sock.makefile("rb"))
-        return super().getreply()
+        if self.file is None:
+            if self.sock is None:
+                raise smtplib.SMTPServerDisconnected("Not connected any more")
+            self.file = _Replies(self.sock)
+        try:
+            reply = self.file.short_one()
+        except OSError as error:
+            self.close()
+            raise smtplib.SMTPServerDisconnected(f"Connection unexpectedly closed: {error}") from error
+        return reply or super().getreply()
 
     def ehlo(self, name: str = "") -> tuple[int, bytes]:
         self.phase = Phase.EHLO
@@ -232,53 +276,122 @@ class _Dialogue(smtplib.SMTP):
             self.phase = Phase.AUTH
             return super().login(*args, **kwargs)
 
-    def sendmail(self, *args: Any, **kwargs: Any) -> dict[str, tuple[int, bytes]]:
+    def close(self) -> None:
+        guarded, self._guarded = self._guarded, None
+        try:
+            super().close()
+        finally:
+            if guarded is not None:
+                guarded.close()
+
+    def hand_over(self, sender: str, recipients: Sequence[str], mail: WireMail) -> dict[str, Reply]:
+        """Send it, and give the replies to those recipients that the server would not have while it took others.
+
+        It raises what smtplib's `sendmail()` would. Any 2xx is a yes, which smtplib would take for a refusal.
+        """
         self.phase = Phase.MAIL  # no longer the DONE of the mail before
         with self._marking_errors():
             if self.sock is not None:
-                guard(self.sock)
-            return super().sendmail(*args, **kwargs)
+                self._guarded = self._guarded or Guarded(self.sock)
+                guard(self._guarded)
+            self.ehlo_or_helo_if_needed()
+            self.phase = Phase.MAIL
+            refused = self._send_envelope(sender, recipients, mail)
+            self.phase = Phase.BODY
+            self._send_body(mail)
+            self.phase = Phase.AWAIT
+            code, reply = self.getreply()
+            if not _is_yes(code):
+                self._clean_up(code)
+                raise smtplib.SMTPDataError(code, reply)
+            self.phase = Phase.DONE
+        return refused
 
-    def mail(self, sender: str, options: Sequence[str] = ()) -> tuple[int, bytes]:
-        self.phase = Phase.MAIL
+    def _send_envelope(self, sender: str, recipients: Sequence[str], mail: WireMail) -> dict[str, Reply]:
+        """Up to the server's 354, after which it waits for the content."""
+        size = f" SIZE={sum(map(len, mail.pieces))}" if self.has_extn("size") else ""
+        commands = [f"MAIL FROM:<{sender}>{size}", *[f"RCPT TO:<{address}>" for address in recipients], "DATA"]
+        self._unsent = _lines(commands)[::-1]
+        self._unanswered = 0
+        self._most_ahead = _COMMANDS if self.has_extn("pipelining") else 1
         check()
-        code, reply = super().mail(sender, options)
-        return _any_yes(code), reply
-
-    def rcpt(self, recip: str, options: Sequence[str] = ()) -> tuple[int, bytes]:
+        code, reply = self._next_reply()
+        if not _is_yes(code):
+            self._clean_up(code)
+            raise smtplib.SMTPSenderRefused(code, reply, sender)
         self.phase = Phase.RCPT
-        code, reply = super().rcpt(recip, options)
-        return _any_yes(code), reply
-
-    def data(self, msg: Any) -> tuple[int, bytes]:
-        """Hand over the content, and give back the server's final reply; any 2xx counts as 250."""
+        refused = {}
+        for address in recipients:
+            code, reply = self._next_reply()
+            if not _is_yes(code):
+                refused[address] = (code, reply)
+                if code == 421:
+                    break
+        if code == 421 or len(refused) == len(recipients):
+            self._clean_up(code)
+            raise smtplib.SMTPRecipientsRefused(refused)
         self.phase = Phase.DATA
-        code, reply = self.docmd("data")
-        if 200 <= code <= 299:
+        code, reply = self._next_reply()
+        if _is_yes(code):
             self.close()
             raise smtplib.SMTPServerDisconnected(f"Out of step: it said {code} to DATA")  # and has got nothing
         if code != 354:
-            if 400 <= code <= 599 and code != 421:
-                self._rset()  # its transaction may still be open, and the next MAIL would be out of order
+            if 400 <= code <= 599:
+                self._clean_up(code)  # its transaction may still be open, and the next MAIL would be out of order
             else:
                 self.close()
             raise smtplib.SMTPDataError(code, reply)
-        self.phase = Phase.BODY
-        self._send_body(msg if msg.endswith(b"\r\n") else msg + b"\r\n")
-        self.phase = Phase.AWAIT
-        code, reply = self.getreply()
-        if 200 <= code <= 299:
-            self.phase = Phase.DONE
-        return _any_yes(code), reply
+        return refused
 
-    def _send_body(self, body: bytes) -> None:
+    def _next_reply(self) -> Reply:
+        """The reply to the next command. Those that are not sent yet go together where the server takes that."""
+        if not self._unanswered:
+            commands = b""
+            while self._unsent and len(commands) < self._most_ahead:
+                commands += self._unsent.pop()
+                self._unanswered += 1
+            self.send(commands)
+        reply = self.getreply()
+        self._unanswered -= 1
+        return reply
+
+    def _clean_up(self, code: int) -> None:
+        """Be ready for the next mail after a refusal. It has been read: trouble now must not hide it."""
+        if code == 421:
+            self.close()
+            return
+        try:
+            with _goodbye(self.sock):
+                self._hear_the_rest()
+                self.rset()
+        except OSError:
+            self.close()
+
+    def _hear_the_rest(self) -> None:
+        """Whatever it says to commands that had been sent before the refusal was read."""
+        code = 0
+        for _ in range(self._unanswered):
+            code, _reply = self.getreply()
+        if code == 354 and not self._unsent:
+            self.send(b".\r\n")  # it would have content for nobody; this is how to give it none: RFC 2920, section 3.1
+            self.getreply()
+        self._unanswered = 0
+
+    def _send_body(self, mail: WireMail) -> None:
         sock = self.sock
         if sock is None:
             raise smtplib.SMTPServerDisconnected("Not connected any more")
+        pieces = _stuffed(mail.pieces) if mail.has_dots else mail.pieces
+        end = next(filter(None, reversed(pieces)), b"")
+        dot = b".\r\n" if end.endswith(b"\r\n") else b"\r\n.\r\n"
         try:
-            sock.sendall(_LEADING_DOT.sub(b"..", body))
-            check()  # this process may have been frozen, and somebody else have sent the mail by now
-            sock.sendall(b".\r\n")
+            # This process may have been frozen, and somebody else have sent the mail by now: each write looks at the
+            # time first, and the one that ends in the dot is none that waits for long.
+            if sum(map(len, pieces)) <= SMALL:
+                _write(sock, [*pieces, dot])
+            else:
+                _write(sock, pieces)
+                _write(sock, [dot])
         except OSError as error:
             reply = self._premature_reply(sock)
             self.close()
@@ -286,7 +399,7 @@ class _Dialogue(smtplib.SMTP):
                 raise smtplib.SMTPDataError(*reply) from error
             raise smtplib.SMTPServerDisconnected(f"Connection lost within the body: {error}") from error
 
-    def _premature_reply(self, sock: socket.socket) -> tuple[int, bytes] | None:
+    def _premature_reply(self, sock: socket.socket) -> Reply | None:
         """What the server said before it hung up on us, if it said no: `552 too big`, say."""
         with suppress(OSError):
             sock.settimeout(GOODBYE_SECONDS)
@@ -294,14 +407,6 @@ class _Dialogue(smtplib.SMTP):
             if 400 <= code <= 599:
                 return code, reply
         return None
-
-    def _rset(self) -> None:
-        """Clean up after a refusal. The refusal has been read: trouble now must not hide it."""
-        try:
-            with _goodbye(self.sock):
-                self.rset()
-        except OSError:
-            self.close()
 
     @contextmanager
     def _marking_errors(self) -> Iterator[None]:
@@ -318,24 +423,38 @@ class _Dialogue(smtplib.SMTP):
             raise late from None  # what broke the connection was the end of its time
 
 
-class _WholeLines:
-    """A file of replies, of which smtplib reads lines; it would take half a line for an answer: `25`, or `550 5.`.
+class _Replies:
+    """What a server says. smtplib reads lines of it, and would take half a line for an answer: `25`, or `550 5.`.
 
     After a line that is too long, a code of more than three digits, or lines of one reply that begin with different
     codes, nobody knows what is said, nor what comes next: an OSError, on which smtplib hangs up.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._heard = b""
         self._code = b""
         """Of the lines before, where the reply goes on."""
 
+    def short_one(self) -> Reply | None:
+        """The next reply, if it is one line with a code and no more has been heard that smtplib would have to judge."""
+        if b"\n" not in self._heard:
+            self._listen()
+        line, end, rest = self._heard.partition(b"\n")
+        if not end or line[3:4] != b" " or len(line) > _READ or not line[:3].isdigit():
+            return None
+        self._heard = rest
+        return int(line[:3]), line[4:].strip(b" \t\r")
+
     def readline(self, size: int) -> bytes:
-        line = self._file.readline(size)
-        if len(line) == size:
+        end = self._heard.find(b"\n") + 1
+        while not end and len(self._heard) < size:
+            if not self._listen():
+                return b""  # the connection broke; what came of a line is none
+            end = self._heard.find(b"\n") + 1
+        if not end or end >= size:
             raise OSError("a line of the reply is too long")
-        if not line.endswith(b"\n"):
-            return b""  # the connection broke
+        line, self._heard = self._heard[:end], self._heard[end:]
         code, after = line[:3], line[3:4]
         if after.isdigit() or self._code not in {b"", code}:
             raise OSError(f"the reply makes no sense: {(self._code + b' ' + line).strip()!r:.80}")
@@ -343,7 +462,12 @@ class _WholeLines:
         return line
 
     def close(self) -> None:
-        self._file.close()
+        """The socket is smtplib's to close."""
+
+    def _listen(self) -> int:
+        heard = self._sock.recv(_READ)
+        self._heard += heard
+        return len(heard)
 
 
 class _TLSDialogue(_Dialogue, smtplib.SMTP_SSL):
@@ -357,9 +481,56 @@ def _is_cut_off(error: Exception) -> bool:
     return isinstance(error, _CUT_OFF) and not isinstance(error, ssl.SSLCertVerificationError)
 
 
-def _any_yes(code: int) -> int:
-    """Any 2xx as 250: smtplib would take others for a refusal."""
-    return 250 if 200 <= code <= 299 else code
+def _is_yes(code: int) -> bool:
+    return 200 <= code <= 299
+
+
+def _lines(commands: Sequence[str]) -> list[bytes]:
+    """ValueError if one of them would be two, or has other letters than SMTP knows."""
+    joined = "".join(commands)
+    if "\r" in joined or "\n" in joined:
+        raise ValueError("An address of the envelope has a line break in it")
+    return [f"{command}\r\n".encode("ascii") for command in commands]
+
+
+def _stuffed(pieces: Sequence[bytes]) -> list[bytes]:
+    """With the dot at the beginning of a line doubled: RFC 5321, section 4.5.2."""
+    content = b"".join(pieces).replace(b"\n.", b"\n..")
+    return [b"." + content if content.startswith(b".") else content]
+
+
+def _write(sock: socket.socket, pieces: Sequence[bytes]) -> None:
+    """All of it, or an OSError: then its last byte has not been given to the system."""
+    if isinstance(sock, ssl.SSLSocket) or not hasattr(sock, "sendmsg"):  # Windows has none
+        for chunk in _chunks(pieces):
+            check()
+            sock.sendall(chunk)
+        return
+    waiting: list[bytes | memoryview] = list(pieces)
+    while waiting:
+        check()
+        sent = sock.sendmsg(waiting[:_MOST_PIECES])
+        done = 0
+        while done < len(waiting) and sent >= len(waiting[done]):
+            sent -= len(waiting[done])
+            done += 1
+        del waiting[:done]
+        if sent:
+            waiting[0] = memoryview(waiting[0])[sent:]
+
+
+def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces that are not small, but for the last."""
+    small: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        small.append(piece)
+        size += len(piece)
+        if size >= SMALL:
+            yield b"".join(small)
+            small, size = [], 0
+    if small:
+        yield b"".join(small)
 
 
 def _options_as_on_6_1(backend_class: type[SMTPBackend], options: dict[str, Any]) -> dict[str, Any]:

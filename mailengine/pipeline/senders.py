@@ -104,8 +104,8 @@ class Team(Generic[T]):
     def collect(self, *, wait_seconds: float) -> list[tuple[T, list[Outcome]]]:
         """The handovers that have ended, with what came of each of their emails.
 
-        It waits for the first for so long, and for its company a few milliseconds. One that was overdue comes a second
-        time, should its backend come back with more than a doubt.
+        It waits for the first for so long, and for its company, if any is under way, a few milliseconds. One that was
+        overdue comes a second time, should its backend come back with more than a doubt.
         """
         found: list[tuple[T, list[Outcome]]] = []
         ends_at = time.monotonic() + wait_seconds
@@ -120,6 +120,8 @@ class Team(Generic[T]):
                 else:
                     self._free(task)
                 found.append((task.ticket, outcomes))
+                if not self.busy_count:
+                    break
                 ends_at = min(ends_at, time.monotonic() + COMPANY_SECONDS)
         return found + self._give_up()
 

@@ -6,13 +6,15 @@ import re
 import smtplib
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
+from typing import cast
 
+from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 
 from ..backends.smtp import Phase, SMTPBackend, phase_of
-from ..backends.wire import Mail, WireMail
+from ..backends.wire import Mail
 from ..compat import mailer_class
 from ..conf import get_settings
 from ..deadline import Deadline
@@ -41,6 +43,7 @@ class Connection:
     def __init__(self, alias: str) -> None:
         self.alias = alias
         self._backend: BaseEmailBackend | None = None
+        self._esp_name = ""
         self._used_at = 0.0
 
     def hand_over(self, email: Mail, *, until: float | None = None, key: str = "") -> Outcome:
@@ -81,12 +84,12 @@ class Connection:
         if len(emails) <= 1:
             return [self.hand_over(email, until=until, key=key) for email in emails]
         try:
-            call = joined(emails, self.alias)
+            call = joined(cast(Sequence[EmailMessage], emails), self.alias)
         except NotOneCall as error:
             refused = Outcome(Kind.REFUSED, code=type(error).__name__, detail=str(error))
             return [refused_as_a_whole(refused)] * len(emails)
         outcome = self.hand_over(call, until=until, key=key)
-        return outcomes_of_call(emails, call, outcome, esp=esp_name(self.alias))
+        return outcomes_of_call(cast(Sequence[EmailMessage], emails), call, outcome, esp=esp_name(self.alias))
 
     def close(self) -> None:
         """Hang up. Never raises: what was sent is sent."""
@@ -103,9 +106,9 @@ class Connection:
         try:
             backend = self._open()
             opening = False
-            if not isinstance(email, WireMail):
-                email = fitted(email, getattr(backend, "esp_name", ""))
-            with http.carrying(backend, key) as carried:
+            if self._esp_name and isinstance(email, EmailMessage):
+                email = fitted(email, self._esp_name)
+            with http.carrying(backend, key) if self._esp_name else nullcontext(False) as carried:
                 sent_count = backend.send_messages([email])  # type: ignore[list-item]  # see takes_wire_mail()
         # The one broad except: a backend is anybody's code, and its worst bug may cost this mail time, but not the
         # thread that all other mail goes by.
@@ -120,6 +123,7 @@ class Connection:
             if "fail_silently" in vars(backend):
                 backend.fail_silently = False  # whatever its OPTIONS say: a failure that nobody hears of is lost mail
             self._backend = backend
+            self._esp_name = getattr(backend, "esp_name", "")
             http.prepare(backend)
             backend.open()
             http.hold(backend)

@@ -73,6 +73,7 @@ class SMTPServer:
         delay_seconds: float = 0,
         credentials: tuple[str, str] | None = None,
         tls_context: ssl.SSLContext | None = None,
+        pipelining: bool = True,
         on_accepted: Callable[[AcceptedMail], None] | None = None,
     ) -> None:
         self.answer = answer
@@ -82,6 +83,8 @@ class SMTPServer:
         """The only user and password that AUTH, offered in clear, takes; None: AUTH is not offered."""
         self.tls_context = tls_context
         """With one, STARTTLS is offered."""
+        self.pipelining = pipelining
+        """Whether PIPELINING is offered, as most servers do."""
         self.on_accepted = on_accepted
         """Given each mail that was accepted, in the server's thread, before the client hears of it."""
         self.replies: dict[str, str] = {}
@@ -155,12 +158,25 @@ class SMTPServer:
         return smtp.AuthResult(success=given == self.credentials, handled=False)
 
 
+class _Hello:
+    """What is said to EHLO."""
+
+    def __init__(self, server: SMTPServer) -> None:
+        self.server = server
+
+    async def handle_EHLO(  # noqa: N802 (aiosmtpd's name)
+        self, _server: object, session: Any, _envelope: object, hostname: str, responses: list[str]
+    ) -> list[str]:
+        session.host_name = hostname
+        return ["250-localhost", *(["250-PIPELINING"] if self.server.pipelining else []), *responses[1:]]
+
+
 class _Dialogue(smtp.SMTP):
     """One connection: aiosmtpd's own dialogue, with our answers at four steps."""
 
     def __init__(self, server: SMTPServer) -> None:
         super().__init__(
-            handler=None,
+            handler=_Hello(server),
             hostname="localhost",
             loop=server._loop,
             tls_context=server.tls_context,
@@ -203,7 +219,8 @@ class _Dialogue(smtp.SMTP):
         return reply
 
     async def smtp_DATA(self, arg: str) -> None:  # noqa: N802 (aiosmtpd's name)
-        reply = await self.answered("DATA", "")
+        is_due = self.envelope is not None and self.envelope.rcpt_tos  # not so if it came with what was refused
+        reply = await self.answered("DATA", "") if is_due else "250"
         if reply[0] == "2":
             await super().smtp_DATA(arg)
         else:

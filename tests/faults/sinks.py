@@ -14,6 +14,7 @@ several rules for a step, the latest that matches plays.
 from __future__ import annotations
 
 import base64
+import os
 import re
 import select
 import socket
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 _MAILENGINE_ID = re.compile(rb"^X-Mailengine-Id:[ \t]*(\S+)", re.IGNORECASE | re.MULTILINE)
 _ADDRESS = re.compile(r"<([^>]*)>")
 _DOUBLED_DOT = re.compile(rb"^\.\.", re.MULTILINE)
+EXTENSIONS = ("8BITMIME", "SMTPUTF8", *(["PIPELINING"] if os.environ.get("FAULTS_PIPELINING") != "0" else []))
+"""What a sink offers unless told otherwise; `FAULTS_PIPELINING=0` plays the cases one command at a time."""
 _HEAD_BYTES = 100_000
 """More than any header of ours is long."""
 
@@ -201,7 +204,7 @@ class SMTPSink:
         *,
         credentials: tuple[str, str] | None = None,
         tls_context: ssl.SSLContext | None = None,
-        extensions: tuple[str, ...] = ("8BITMIME", "SMTPUTF8"),
+        extensions: tuple[str, ...] = EXTENSIONS,
         keeps_content: bool = False,
         buffer_bytes: int | None = None,
         find_worker: Callable[[int], Worker] | None = None,
@@ -350,6 +353,7 @@ class _Dialogue:
         self.number = number
         self.peer_port = peer_port
         self.buffer = b""
+        self.has_sender = False
         self.recipients: list[str] = []
 
     def run(self) -> None:
@@ -408,14 +412,20 @@ class _Dialogue:
 
     def _mail(self, line: str) -> None:
         self.recipients = []
-        self.reach(Step.MAIL, "250 2.1.0 OK", address=_address(line))
+        self.has_sender = self.reach(Step.MAIL, "250 2.1.0 OK", address=_address(line)).startswith("2")
 
     def _rcpt(self, line: str) -> None:
+        if not self.has_sender:  # it was refused, when this had been sent already
+            self.say("503 5.5.1 MAIL first")
+            return
         address = _address(line)
         if self.reach(Step.RCPT, "250 2.1.5 OK", address=address).startswith("2"):
             self.recipients.append(address)
 
     def _data(self, _line: str) -> None:
+        if not self.recipients:
+            self.say("503 5.5.1 RCPT first")
+            return
         if not self.reach(Step.DATA, "354 Go ahead").startswith("3"):
             return
         content = self._read_body()

@@ -7,7 +7,14 @@ import pytest
 
 from mailengine.backends import smtp
 
-from .scripted import make_certificate
+from .scripted import ScriptedServer, make_certificate
+
+
+@pytest.fixture(params=[True, False], ids=["pipelined", "one by one"])
+def pipelining(request, monkeypatch):
+    """Whether servers offer PIPELINING: what a test says of a dialogue holds with it and without."""
+    monkeypatch.setattr(ScriptedServer, "offers_pipelining", request.param)
+    return request.param
 
 
 @pytest.fixture

@@ -139,14 +139,19 @@ class ScriptedServer(RawServer):
         with ScriptedServer({"GREETING": hangs, "MAIL": "421 Not now"}) as server: ...
 
     Steps: CONNECT (before the greeting), GREETING, the client's verbs, TLS (the handshake), BODY (after the 354), DOT.
+    `offers_pipelining` is for those who would have all of them offer it.
     An action is a reply line, or a function of the `Peer`; what it returns is said, too. `received` is what came in.
     """
+
+    offers_pipelining = False
 
     def __init__(self, at: Mapping[str, str | Action] | None = None, *, features=(), **kwargs):
         super().__init__(**kwargs)
         self.at = dict(at or {})
         self.features = features
         self.accepted: list[bytes] = []
+        self.empty_count = 0
+        """How often the content was nothing but the final dot."""
 
     def mailer(self, **options):
         options = {"host": self.host, "port": self.port, "timeout": 30, **options}
@@ -160,7 +165,7 @@ class ScriptedServer(RawServer):
 
     def answer(self, verb, peer):
         if verb == "EHLO":
-            words = ["hello", *self.features]
+            words = ["hello", *(["PIPELINING"] if self.offers_pipelining else []), *self.features]
             lines = [f"250{' ' if word is words[-1] else '-'}{word}" for word in words]
             self.act("EHLO", peer, "\r\n".join(lines))
         elif verb == "STARTTLS":
@@ -168,14 +173,20 @@ class ScriptedServer(RawServer):
             if "STARTTLS" not in self.at:
                 self.act("TLS", peer, Peer.start_tls)
         elif verb == "DATA":
-            self.act("DATA", peer, "354 go on")
-            self.act("BODY", peer, self.take_body)
+            said = self.act("DATA", peer, "354 go on")
+            if said is None or said.startswith("354"):
+                self.act("BODY", peer, self.take_body)
         else:
             known = {"QUIT": "221 bye", "AUTH": "235 welcome"}
             self.act(verb, peer, known.get(verb, "250 yes"))
 
     def take_body(self, peer):
-        body = peer.read_until(b"\r\n.\r\n")
+        body = peer.read_until(b"\n")
+        if body == b".\r\n":
+            self.empty_count += 1
+            peer.say("554 nothing in it")
+            return
+        body += peer.read_until(b"\r\n.\r\n")
         if body.endswith(b"\r\n.\r\n"):
             self.accepted.append(body)
             self.act("DOT", peer, "250 taken")
@@ -186,6 +197,7 @@ class ScriptedServer(RawServer):
             action = action(peer)
         if action is not None:
             peer.say(action)
+        return action
 
 
 class ScriptedHTTPServer(RawServer):

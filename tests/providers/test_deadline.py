@@ -14,7 +14,7 @@ import time
 import pytest
 
 from mailengine import deadline as deadline_module
-from mailengine.deadline import Deadline, connect, current
+from mailengine.deadline import Deadline, Guarded, connect, current
 from mailengine.providers.classify import outcome_of_error
 
 from .scripted import RawServer, no_more_threads
@@ -56,6 +56,37 @@ def test_a_close_is_heard_by_the_other_side_when_the_block_is_left(pair):
         pair[0].close()
 
     assert pair[1].recv(1) == b""
+
+
+def test_one_socket_may_be_guarded_again_and_again(pair):
+    guarded = Guarded(pair[0])
+    for _ in range(3):
+        with in_seconds(0.05) as deadline:
+            deadline.guard(guarded)
+    time.sleep(0.1)
+    pair[0].sendall(b"x")
+    assert pair[1].recv(1) == b"x"
+
+    with in_seconds(0.05) as deadline:
+        deadline.guard(guarded)
+        assert pair[0].recv(1) == b""
+        assert deadline.has_passed
+    guarded.close()
+
+
+def test_what_is_closed_is_heard_by_the_other_side_and_left_alone(pair):
+    """The next file that is opened may have its number."""
+    guarded = Guarded(pair[0])
+    with in_seconds(0.1) as deadline:
+        deadline.guard(guarded)
+        pair[0].close()
+        guarded.close()
+        assert pair[1].recv(1) == b""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            time.sleep(0.2)
+            ours.sendall(b"x")
+            assert theirs.recv(1) == b"x"
 
 
 @pytest.mark.parametrize(("outer", "inner"), [(0.1, 10), (10, 0.1)])

@@ -358,6 +358,7 @@ def dialogue(settings, quick_goodbye):
         server.__exit__(None, None, None)
 
 
+@pytest.mark.usefixtures("pipelining")
 class TestSMTP:
     @pytest.mark.parametrize("step", STEPS)
     def test_any_reply_at_any_step_has_an_outcome(self, dialogue, step):

@@ -14,6 +14,7 @@ import time
 import django
 import pytest
 from django.core.mail import EmailMessage, EmailMultiAlternatives
+from django.utils.translation import gettext_lazy
 
 from mailengine.backends.smtp import Phase, SMTPBackend, phase_of
 from mailengine.backends.wire import render
@@ -24,10 +25,12 @@ from mailengine.testing.smtp_server import HANG_UP, SILENCE, SMTPServer
 
 from .scripted import Peer, ScriptedServer, closes, drips, hangs, resets
 
+pytestmark = pytest.mark.usefixtures("pipelining")
+
 
 @pytest.fixture
-def server():
-    with SMTPServer() as server:
+def server(pipelining):
+    with SMTPServer(pipelining=pipelining) as server:
         yield server
 
 
@@ -98,6 +101,14 @@ def test_a_domain_that_is_not_ascii_is_punycode_on_the_wire(server, backend):
     backend.send_messages([an_email("ann@bücher.example")])
 
     assert server.accepted[0].recipients == ("ann@xn--bcher-kva.example",)
+
+
+def test_an_address_may_be_text_that_is_translated_later(server, backend):
+    email = an_email(gettext_lazy("ann@example.org"))
+    email.from_email = gettext_lazy("News <news@example.org>")
+
+    assert backend.send_messages([email]) == 1
+    assert (server.accepted[0].sender, server.accepted[0].recipients) == ("news@example.org", ("ann@example.org",))
 
 
 @pytest.mark.parametrize("address", ["jörg@example.org", "ann@example.org\nbcc: eve@example.org", "ann@", ""])

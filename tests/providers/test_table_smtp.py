@@ -16,6 +16,8 @@ from mailengine.providers.connection import Connection
 from .judgements import judgement
 from .scripted import Peer, ScriptedServer, closes, hangs, resets
 
+pytestmark = pytest.mark.usefixtures("pipelining")
+
 TLS, LOGIN = {"use_tls": True}, {"username": "ann", "password": "secret"}
 LARGE = 8 * 1024 * 1024
 
