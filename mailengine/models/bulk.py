@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models.base import ModelState
 from django.db.models.constants import OnConflict
 
 from ..clock import DatabaseNow, now_sql
+
+M = TypeVar("M", bound=models.Model)
 
 
 def insert_copies(
@@ -157,6 +160,24 @@ def read(
             values[place] = convert(values[place], expression, connection)
         found.append(tuple(values))
     return found
+
+
+def instances(
+    model: type[M], fields: Sequence[models.Field[Any, Any]], rows: Iterable[Sequence[Any]], *, using: str
+) -> list[M]:
+    """Objects of these rows, which have the values of all `fields`.
+
+    As `Model.from_db()` makes them, but for the signals of each: it takes ten times as long.
+    """
+    names = [field.attname for field in fields]
+    made = []
+    for row in rows:
+        instance = model.__new__(model)
+        instance.__dict__.update(zip(names, row, strict=True))
+        instance._state = ModelState()
+        instance._state.db, instance._state.adding = using, False
+        made.append(instance)
+    return made
 
 
 def _alike(

@@ -51,6 +51,8 @@ class JSONField(models.JSONField):
         return name, "django.db.models.JSONField", args, kwargs  # to the database it is that
 
     def from_db_value(self, value: Any, expression: Any, connection: Any) -> Any:
+        if value is None:
+            return None
         try:
             found = super().from_db_value(value, expression, connection)
         except RecursionError:

@@ -22,7 +22,7 @@ from django.utils.translation import gettext_lazy as _
 from ..clock import db_now, now_sql
 from ..ids import uuid7
 from ..outcomes import Kind, Outcome, one_line
-from .bulk import insert_copies, read, select_among, update_rows
+from .bulk import insert_copies, instances, read, select_among, update_rows
 from .content import Content
 from .fields import JSONField
 from .indexes import OpenIndex
@@ -195,8 +195,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
                 [Status.SENDING, lease.id, lease.worker.pk, *params],
             )
             rows = read(cursor.fetchall(), fields, connection)
-        names = [field.attname for field in fields]
-        return sorted((Message.from_db(self.db, names, row) for row in rows), key=_place_in_the_queue)
+        return sorted(instances(Message, fields, rows, using=self.db), key=_place_in_the_queue)
 
     def _next_due(self, statuses: Sequence[Status], limit: int) -> list[Message]:
         """The first due messages in these states, locked."""

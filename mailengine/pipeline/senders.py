@@ -71,7 +71,7 @@ class Team(Generic[T]):
 
     @property
     def busy_count(self) -> int:
-        return sum(self.in_flight.values())
+        return len(self._tasks)
 
     @property
     def idle_count(self) -> int:
