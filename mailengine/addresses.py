@@ -69,6 +69,8 @@ def parse_address(text: str) -> Address:
 
     Raises InvalidAddress for what mail can't be sent to, and for what could end a header or forge another.
     """
+    if _is_plain(text):
+        return Address("", _plain_spec(text))
     if len(text) > LONGEST_ITEM:
         raise _refused(text, f"is longer than {LONGEST_ITEM} characters.")
     text = text.strip(" \t")
@@ -115,6 +117,15 @@ def split_addresses(text: str) -> Iterator[tuple[int, str]]:
     yield from ((line, text[start:end]) for start, end in words)
 
 
+def _is_plain(spec: str) -> bool:
+    return len(spec) <= LONGEST_LOCAL_PART and PLAIN.fullmatch(spec) is not None
+
+
+def _plain_spec(spec: str) -> str:
+    local, _at, domain = spec.rpartition("@")
+    return f"{local}@{domain.lower()}"
+
+
 def _parse_name(name: str, *, spec: str, seen: str) -> str:
     quoted = QUOTED_NAME.fullmatch(name)
     if quoted:
@@ -142,9 +153,8 @@ def _decode_name(name: str, *, seen: str) -> str:
 
 
 def _parse_spec(spec: str, *, seen: str) -> str:
-    if PLAIN.fullmatch(spec) and len(spec) <= LONGEST_LOCAL_PART:
-        local, _at, domain = spec.rpartition("@")
-        return f"{local}@{domain.lower()}"
+    if _is_plain(spec):
+        return _plain_spec(spec)
     local, at, domain = spec.rpartition("@")
     if not at:
         raise _refused(seen, "has no @; an address looks like ann@example.org.")
