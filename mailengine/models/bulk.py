@@ -12,37 +12,58 @@ from django.db.models.constants import OnConflict
 from ..clock import DatabaseNow, now_sql
 
 
-def insert_copies(
-    prototype: models.Model, rows: Iterable[Sequence[Any]], *, columns: Sequence[str], types: Sequence[str], using: str
-) -> int:
-    """Write a copy of an unsaved object for each of `rows`, which gives the values of `columns`.
+def insert_copies(prototype: models.Model, columns: Mapping[str, Sequence[str | None]], *, using: str) -> int:
+    """Write copies of an unsaved object that differ in these columns; how many were written.
 
-    Returns how many were written; those that a unique constraint forbids are passed over. `types` are the columns'
-    types on PostgreSQL, where one statement takes all rows as one array for each column.
+    `columns` has all values of each field by its name, as text in the form that the database reads: words, UUIDs in
+    hexadecimal, JSON documents. Copies that a unique constraint forbids are passed over.
     """
     connection, meta = connections[using], prototype._meta
-    own = [field for name in columns for field in meta.concrete_fields if field.name == name]
-    shared = [field for field in meta.concrete_fields if field not in own]
-    constants = [field.get_db_prep_save(getattr(prototype, field.attname), connection) for field in shared]
-    prepared = [
-        [field.get_db_prep_save(value, connection) for field, value in zip(own, row, strict=True)] for row in rows
-    ]
-    if not prepared:
+    given = {field: list(columns[field.name]) for field in meta.concrete_fields if field.name in columns}
+    if not any(given.values()):
         return 0
+    # A column without any value costs an array, or a parameter for each row, and is the same in all rows.
+    own = {field: values for field, values in given.items() if any(value is not None for value in values)}
+    shared = [field for field in meta.concrete_fields if field not in own]
+    constants = [
+        None if field in given else field.get_db_prep_save(getattr(prototype, field.attname), connection)
+        for field in shared
+    ]
     names = ", ".join(connection.ops.quote_name(str(field.column)) for field in [*own, *shared])
     verb = connection.ops.insert_statement(on_conflict=OnConflict.IGNORE)
     insert = f"{verb} {connection.ops.quote_name(meta.db_table)} ({names})"
     ending = connection.ops.on_conflict_suffix_sql([], OnConflict.IGNORE, [], [])
-    marks = ", ".join(["%s"] * len(constants))
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            arrays = ", ".join(f"%s::{kind}[]" for kind in types)
-            select = f"SELECT row.*, {marks} FROM unnest({arrays}) AS row"  # noqa: S608  types and marks alone
-            cursor.execute(f"{insert} {select} {ending}", [*constants, *map(list, zip(*prepared, strict=True))])
+            select, parameters = _select_from_arrays(own, constants)
+            cursor.execute(f"{insert} {select} {ending}", parameters)
         else:
-            values = f"VALUES ({', '.join(['%s'] * len(own))}, {marks})"
-            cursor.executemany(f"{insert} {values} {ending}", [[*row, *constants] for row in prepared])
+            marks = ", ".join(["%s"] * (len(own) + len(constants)))
+            rows = zip(*own.values(), strict=True)
+            cursor.executemany(f"{insert} VALUES ({marks}) {ending}", [[*row, *constants] for row in rows])
         return int(cursor.rowcount)
+
+
+_POSTGRESQL_TYPES = {"UUIDField": "uuid", "CharField": "text", "JSONField": "jsonb"}
+
+
+def _select_from_arrays(own: Mapping[Any, list[str | None]], constants: list[Any]) -> tuple[str, list[Any]]:
+    """SQL for rows of these columns and then the constants, and its parameters: one for each column."""
+    lists = [_as_array(values, _POSTGRESQL_TYPES[field.get_internal_type()]) for field, values in own.items()]
+    arrays = ", ".join(sql for sql, _parameter in lists)
+    marks = ", ".join(["%s"] * len(constants))
+    select = f"SELECT row.*, {marks} FROM unnest({arrays}) AS row"  # noqa: S608  types and marks alone
+    return select, [*constants, *[parameter for _sql, parameter in lists]]
+
+
+def _as_array(values: list[str | None], kind: str) -> tuple[str, Any]:
+    """SQL for an array of these values, and its parameter."""
+    if "" not in values:
+        lines = "\n".join(value or "" for value in values)
+        if lines.count("\n") == len(values) - 1:
+            # One text for the server to split; to turn a list into an array costs psycopg ten times as much.
+            return f"string_to_array(%s, chr(10), '')::{kind}[]", lines
+    return f"%s::{kind}[]", values
 
 
 def insert_rows(

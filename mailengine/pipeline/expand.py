@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from threading import Event
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from django.db import Error as DatabaseFault
 from django.db import connections, router, transaction
@@ -60,8 +60,7 @@ class ExpansionReport:
         return {**vars(self), "seconds": round(self.seconds, 3)}
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One recipient as the job was given it."""
 
     line: int
@@ -245,18 +244,19 @@ def _sort(job: MessageJob, entries: Iterable[Entry]) -> Sorted:
         except InvalidAddress as error:
             found.problems.append({"line": entry.line, "address": entry.address[:254], "why": str(error)[:300]})
             continue
-        if address.key in found.good:
+        key = address.key
+        if key in found.good:
             found.duplicates += 1
             continue
-        found.good[address.key] = (address, _merge_data(job, address, entry.merge_data))
+        found.good[key] = (address, _merge_data(job, key, entry.merge_data))
     return found
 
 
-def _merge_data(job: MessageJob, address: Address, own: Mapping[str, object] | None) -> Mapping[str, object] | None:
+def _merge_data(job: MessageJob, key: str, own: Mapping[str, object] | None) -> Mapping[str, object] | None:
     """The merge data of one recipient; None where the job has none at all, so that its words are literal."""
     if job.merge_data is None:
         return own
-    shared = job.merge_data.get(address.key, {})
+    shared = job.merge_data.get(key, {})
     return {**shared, **(own or {})}
 
 
