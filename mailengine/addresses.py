@@ -29,6 +29,8 @@ PLAIN = re.compile(
     r"[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*"
     r"@([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,63}"
 )
+# The same without a capital: what `parse_address` would make of one is the text itself.
+NORMAL = re.compile(PLAIN.pattern.replace("A-Z", ""))
 
 TOKEN = re.compile(
     r"""
@@ -84,6 +86,14 @@ def parse_address(text: str) -> Address:
     if not bracket:
         raise _refused(text, 'has a ">" without its "<".')
     return Address(_parse_name(name, spec=spec, seen=text), _parse_spec(spec, seen=text))
+
+
+def is_normal(text: str) -> bool:
+    """Whether `parse_address(text)` has this very text for its `key` and for its header form, found out at once.
+
+    False says nothing: addresses that are written otherwise, and some long ones, are for `parse_address` to judge.
+    """
+    return len(text) <= LONGEST_LOCAL_PART and NORMAL.fullmatch(text) is not None
 
 
 def split_addresses(text: str) -> Iterator[tuple[int, str]]:

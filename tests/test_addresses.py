@@ -155,6 +155,20 @@ def test_the_short_way_for_plain_addresses_changes_no_verdict(local, domain):
     assert _verdict(text) == judged_by_every_rule
 
 
+@given(st.text("aZ0_+-.@x \n", min_size=1, max_size=14), st.text("aZ0-.xn\n", max_size=14))
+@example("ann", "example.org")
+def test_a_normal_address_is_its_own_key_and_header(local, domain):
+    text = f"{local}@{domain}"
+    if addresses.is_normal(text):
+        assert (str(parse_address(text)), parse_address(text).key) == (text, text)
+
+
+@pytest.mark.parametrize("text", ["Ann@example.org", "ann@Example.org", "ann@example.org\n", "Ann <ann@example.org>"])
+def test_what_is_written_otherwise_is_not_normal(text):
+    assert addresses.is_normal("ann@example.org")
+    assert not addresses.is_normal(text)
+
+
 def _verdict(text: str) -> addresses.Address | None:
     try:
         return addresses.parse_address(text)

@@ -149,7 +149,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
         )
         recipients, others, data = list(zip(*rows, strict=True)) or ((), (), ())
         columns = {
-            "id": [value.hex for value in uuid7s(len(recipients))],
+            "id": uuid7s(len(recipients)),
             "recipient": recipients,
             "other_recipients": [document_of(value) for value in others],
             "merge_data": [document_of(value) for value in data],

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from django.db import Error as DatabaseFault
 from django.db import connections, router, transaction
 
-from ..addresses import Address, parse_address
+from ..addresses import is_normal, parse_address
 from ..clock import read_now
 from ..errors import InvalidAddress, InvalidMail, UnknownAudience
 from ..models import Message, MessageJob
@@ -72,7 +72,8 @@ class Entry(NamedTuple):
 class Sorted:
     """A piece, looked through: who gets a message, and who doesn't."""
 
-    good: dict[str, tuple[Address, Mapping[str, object] | None]] = field(default_factory=dict)
+    good: dict[str, tuple[list[dict[str, str]] | None, Mapping[str, object] | None]] = field(default_factory=dict)
+    """By normalised address: what else there is to say of the recipient, and the merge data."""
     duplicates: int = 0
     problems: list[dict[str, Any]] = field(default_factory=list)
 
@@ -207,7 +208,8 @@ class Expander:
             limit_lock_waits(self.using)
             if not job.hold():
                 return False
-            made = Message.objects.insert_many(job, _rows(looked_through.good), now=read_now(self.using))
+            rows = ((key, exact, merge_data) for key, (exact, merge_data) in looked_through.good.items())
+            made = Message.objects.insert_many(job, rows, now=read_now(self.using))
             duplicates = looked_through.duplicates + len(looked_through.good) - made
             job.advance(
                 to=job.cursor + len(batch),
@@ -227,29 +229,30 @@ class Expander:
         return True
 
 
-def _rows(good: Mapping[str, tuple[Address, Mapping[str, object] | None]]) -> Iterator[tuple[str, Any, Any]]:
-    """(normalised address, what else there is to say of the recipient, merge data) for each message."""
-    for key, (address, merge_data) in good.items():
-        exact = None
-        if str(address) != key:
-            exact = [{"address": address.spec, "name": address.name, "kind": "to", "outcome": ""}]
-        yield key, exact, merge_data
-
-
 def _sort(job: MessageJob, entries: Iterable[Entry]) -> Sorted:
     found = Sorted()
-    for entry in entries:
-        try:
-            address = parse_address(entry.address)
-        except InvalidAddress as error:
-            found.problems.append({"line": entry.line, "address": entry.address[:254], "why": str(error)[:300]})
-            continue
-        key = address.key
+    for line, text, own in entries:
+        if is_normal(text):
+            key, exact = text, None
+        else:
+            try:
+                key, exact = _judged(text)
+            except InvalidAddress as error:
+                found.problems.append({"line": line, "address": text[:254], "why": str(error)[:300]})
+                continue
         if key in found.good:
             found.duplicates += 1
-            continue
-        found.good[key] = (address, _merge_data(job, key, entry.merge_data))
+        else:
+            found.good[key] = (exact, _merge_data(job, key, own))
     return found
+
+
+def _judged(text: str) -> tuple[str, list[dict[str, str]] | None]:
+    """The key of an address, and the recipient in full where that isn't all there is to say."""
+    address = parse_address(text)
+    if str(address) == address.key:
+        return address.key, None
+    return address.key, [{"address": address.spec, "name": address.name, "kind": "to", "outcome": ""}]
 
 
 def _merge_data(job: MessageJob, key: str, own: Mapping[str, object] | None) -> Mapping[str, object] | None:
