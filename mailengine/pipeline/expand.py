@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from django.db import Error as DatabaseFault
 from django.db import connections, router, transaction
+from django.db.models import QuerySet
 
 from ..addresses import is_normal, parse_address
 from ..clock import read_now
@@ -269,6 +270,8 @@ def _entries(job: MessageJob) -> Iterator[Entry]:
         yield from _entries_of_list(job)
         return
     entries: Iterable[Any] = find_audience(job.audience).entries()
+    if isinstance(entries, QuerySet):
+        entries = entries.iterator(chunk_size=PIECE)  # it would keep all that it has read
     if connections[router.db_for_write(Message)].vendor == "sqlite":
         # An open read cursor keeps its snapshot, and a write behind it fails at once when somebody else has written.
         entries = list(entries)
