@@ -3,13 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
-from django.db import connections, models
+from django.db import connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.constants import OnConflict
+from django.db.models.signals import post_save, pre_save
 
-from ..clock import DatabaseNow, now_sql
+from ..clock import DatabaseNow, now_sql, read_now
+
+
+def insert(row: models.Model, *, using: str) -> None:
+    """Write a new row as `row.save(force_insert=True)` does, signals included, for a third of what that costs.
+
+    A field that is `db_now()` is that instant by the database's clock afterwards.
+    """
+    signal = {"instance": row, "raw": False, "using": using, "update_fields": None}
+    pre_save.send(type(row), **signal)
+    with transaction.mark_for_rollback_on_error(using=using):
+        _insert(row, connections[using])
+    row._state.adding, row._state.db = False, using
+    post_save.send(type(row), created=True, **signal)
+
+
+def _insert(row: models.Model, connection: BaseDatabaseWrapper) -> None:
+    meta, can_return = row._meta, connection.features.can_return_columns_from_insert
+    if not can_return:
+        _read_clock(row, connection)
+    fields: list[Any] = [field for field in meta.concrete_fields if field is not meta.auto_field]
+    values = {field.name: field.pre_save(row, add=True) for field in fields}
+    returned = [field for field in fields if isinstance(values[field.name], DatabaseNow)]
+    returned += [meta.auto_field] if meta.auto_field else []
+    marks, parameters = _alike(type(row), values, connection)
+    table = connection.ops.quote_name(meta.db_table)
+    statement = f"INSERT INTO {table} ({', '.join(marks)}) VALUES ({', '.join(marks.values())})"  # noqa: S608  own names
+    if returned and can_return:
+        statement += f" RETURNING {', '.join(_names(returned, connection))}"
+    with connection.cursor() as cursor:
+        cursor.execute(statement, parameters)
+        if returned:
+            written = cursor.fetchone() if can_return else [cursor.lastrowid]
+            for field, value in zip(returned, read([written], returned, connection)[0], strict=True):
+                setattr(row, field.attname, value)
+
+
+def _read_clock(row: models.Model, connection: BaseDatabaseWrapper) -> None:
+    """Ask the clock beforehand, for a database that can't say what it wrote."""
+    for field in row._meta.concrete_fields:
+        now = getattr(row, field.attname)
+        if isinstance(now, DatabaseNow):
+            setattr(row, field.attname, read_now(connection.alias) + timedelta(seconds=now.seconds))
 
 
 def insert_copies(prototype: models.Model, columns: Mapping[str, Sequence[str | None]], *, using: str) -> int:
