@@ -79,7 +79,7 @@ def insert_copies(prototype: models.Model, columns: Mapping[str, Sequence[str | 
     ending = connection.ops.on_conflict_suffix_sql([], OnConflict.IGNORE, [], [])
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            select, parameters = _select_from_arrays(own, constants)
+            select, parameters = _select_from_lines(own, constants, connection)
             cursor.execute(f"{insert} {select} {ending}", parameters)
         else:
             marks = ", ".join(["%s"] * (len(own) + len(constants)))
@@ -88,24 +88,25 @@ def insert_copies(prototype: models.Model, columns: Mapping[str, Sequence[str | 
         return int(cursor.rowcount)
 
 
-_POSTGRESQL_TYPES = {"UUIDField": "uuid", "CharField": "text", "JSONField": "jsonb"}
-
-
-def _select_from_arrays(own: Mapping[Any, list[str | None]], constants: list[Any]) -> tuple[str, list[Any]]:
+def _select_from_lines(
+    own: Mapping[models.Field[Any, Any], list[str | None]], constants: list[Any], connection: BaseDatabaseWrapper
+) -> tuple[str, list[Any]]:
     """SQL for rows of these columns and then the constants, and its parameters: one for each column."""
-    lists = [_as_array(values, _POSTGRESQL_TYPES[field.get_internal_type()]) for field, values in own.items()]
-    arrays = ", ".join(sql for sql, _parameter in lists)
+    columns = [_lines(values, _kind(field, connection)) for field, values in own.items()]
+    arrays = ", ".join(sql for sql, _parameter in columns)
     marks = ", ".join(["%s"] * len(constants))
     select = f"SELECT row.*, {marks} FROM unnest({arrays}) AS row"  # noqa: S608  types and marks alone
-    return select, [*constants, *[parameter for _sql, parameter in lists]]
+    return select, [*constants, *[parameter for _sql, parameter in columns]]
 
 
-def _as_array(values: list[str | None], kind: str) -> tuple[str, Any]:
-    """SQL for an array of these values, and its parameter."""
+def _lines(values: list[str | None], kind: str) -> tuple[str, Any]:
+    """SQL for an array of these texts, and its parameter: one text for the server to split, with a line for each.
+
+    To turn a list into an array costs psycopg ten times as much.
+    """
     if "" not in values:
         lines = "\n".join(value or "" for value in values)
         if lines.count("\n") == len(values) - 1:
-            # One text for the server to split; to turn a list into an array costs psycopg ten times as much.
             return f"string_to_array(%s, chr(10), '')::{kind}[]", lines
     return f"%s::{kind}[]", values
 
