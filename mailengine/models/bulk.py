@@ -56,11 +56,13 @@ def _read_clock(row: models.Model, connection: BaseDatabaseWrapper) -> None:
             setattr(row, field.attname, read_now(connection.alias) + timedelta(seconds=now.seconds))
 
 
-def insert_copies(prototype: models.Model, columns: Mapping[str, Sequence[str | None]], *, using: str) -> int:
+def insert_copies(
+    prototype: models.Model, columns: Mapping[str, Sequence[str | None]], *, unique: Sequence[str], using: str
+) -> int:
     """Write copies of an unsaved object that differ in these columns; how many were written.
 
     `columns` has all values of each field by its name, as text in the form that the database reads: words, UUIDs in
-    hexadecimal, JSON documents. Copies that a unique constraint forbids are passed over.
+    hexadecimal, JSON documents. Copies that the constraint on the `unique` fields forbids are passed over.
     """
     connection, meta = connections[using], prototype._meta
     given = {field: list(columns[field.name]) for field in meta.concrete_fields if field.name in columns}
@@ -76,12 +78,14 @@ def insert_copies(prototype: models.Model, columns: Mapping[str, Sequence[str | 
     names = ", ".join(connection.ops.quote_name(str(field.column)) for field in [*own, *shared])
     verb = connection.ops.insert_statement(on_conflict=OnConflict.IGNORE)
     insert = f"{verb} {connection.ops.quote_name(meta.db_table)} ({names})"
-    ending = connection.ops.on_conflict_suffix_sql([], OnConflict.IGNORE, [], [])
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             select, parameters = _select_from_lines(own, constants, connection)
-            cursor.execute(f"{insert} {select} {ending}", parameters)
+            # Without their names it would look into each unique index before it writes.
+            target = ", ".join(_names(_fields(type(prototype), unique), connection))
+            cursor.execute(f"{insert} {select} ON CONFLICT ({target}) DO NOTHING", parameters)
         else:
+            ending = connection.ops.on_conflict_suffix_sql([], OnConflict.IGNORE, [], [])
             marks = ", ".join(["%s"] * (len(own) + len(constants)))
             rows = zip(*own.values(), strict=True)
             cursor.executemany(f"{insert} VALUES ({marks}) {ending}", [[*row, *constants] for row in rows])

@@ -154,7 +154,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
             "other_recipients": [document_of(value) for value in others],
             "merge_data": [document_of(value) for value in data],
         }
-        return insert_copies(alike, columns, using=self.db)
+        return insert_copies(alike, columns, unique=["recipient", "job"], using=self.db)
 
     # Claim, begin, settle
 
