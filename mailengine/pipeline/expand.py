@@ -187,7 +187,13 @@ class Expander:
     def _catch_up(self, job: MessageJob) -> None:
         """Read where the job stands: a commit whose answer was lost has moved its cursor, and is counted now."""
         made, duplicates, malformed = job.message_count, job.duplicate_count, job.malformed_count
-        job.refresh_from_db(fields=["cursor", "message_count", "duplicate_count", "malformed_count", "problems"])
+        with transaction.atomic(using=self.using):
+            limit_lock_waits(self.using)
+            # Locked, so that a commit which is still on its way is waited for.
+            job.refresh_from_db(
+                fields=["cursor", "message_count", "duplicate_count", "malformed_count", "problems"],
+                from_queryset=MessageJob.objects.select_for_update(),
+            )
         self.report.messages += job.message_count - made
         self.report.duplicates += job.duplicate_count - duplicates
         self.report.malformed += job.malformed_count - malformed
