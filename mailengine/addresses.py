@@ -29,6 +29,8 @@ PLAIN = re.compile(
     r"[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*"
     r"@([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,63}"
 )
+# The same without a capital: what `parse_address` would make of one is the text itself.
+NORMAL = re.compile(PLAIN.pattern.replace("A-Z", ""))
 
 TOKEN = re.compile(
     r"""
@@ -69,6 +71,8 @@ def parse_address(text: str) -> Address:
 
     Raises InvalidAddress for what mail can't be sent to, and for what could end a header or forge another.
     """
+    if _is_plain(text):
+        return Address("", _plain_spec(text))
     if len(text) > LONGEST_ITEM:
         raise _refused(text, f"is longer than {LONGEST_ITEM} characters.")
     text = text.strip(" \t")
@@ -82,6 +86,14 @@ def parse_address(text: str) -> Address:
     if not bracket:
         raise _refused(text, 'has a ">" without its "<".')
     return Address(_parse_name(name, spec=spec, seen=text), _parse_spec(spec, seen=text))
+
+
+def is_normal(text: str) -> bool:
+    """Whether `parse_address(text)` has this very text for its `key` and for its header form, found out at once.
+
+    False says nothing: addresses that are written otherwise, and some long ones, are for `parse_address` to judge.
+    """
+    return len(text) <= LONGEST_LOCAL_PART and NORMAL.fullmatch(text) is not None
 
 
 def split_addresses(text: str) -> Iterator[tuple[int, str]]:
@@ -115,6 +127,15 @@ def split_addresses(text: str) -> Iterator[tuple[int, str]]:
     yield from ((line, text[start:end]) for start, end in words)
 
 
+def _is_plain(spec: str) -> bool:
+    return len(spec) <= LONGEST_LOCAL_PART and PLAIN.fullmatch(spec) is not None
+
+
+def _plain_spec(spec: str) -> str:
+    local, _at, domain = spec.rpartition("@")
+    return f"{local}@{domain.lower()}"
+
+
 def _parse_name(name: str, *, spec: str, seen: str) -> str:
     quoted = QUOTED_NAME.fullmatch(name)
     if quoted:
@@ -142,9 +163,8 @@ def _decode_name(name: str, *, seen: str) -> str:
 
 
 def _parse_spec(spec: str, *, seen: str) -> str:
-    if PLAIN.fullmatch(spec) and len(spec) <= LONGEST_LOCAL_PART:
-        local, _at, domain = spec.rpartition("@")
-        return f"{local}@{domain.lower()}"
+    if _is_plain(spec):
+        return _plain_spec(spec)
     local, at, domain = spec.rpartition("@")
     if not at:
         raise _refused(seen, "has no @; an address looks like ann@example.org.")

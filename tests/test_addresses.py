@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import pytest
 from django.core.mail import EmailMessage
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mailengine import addresses
@@ -145,12 +145,28 @@ def test_a_delimited_list_is_taken_apart(text, items):
     assert list(split_addresses(text)) == items
 
 
-@given(st.text("aZ0_+-.@xn\u00e9 ", max_size=14), st.text("aZ0-.xn", max_size=14))
+@given(st.text('aZ0_+-.@xn\u00e9 \t\n<>"', max_size=14), st.text("aZ0-.xn\n>\u00df", max_size=14))
+@example("a" * 52, "example.org").via("the longest that goes the short way, and one more")
+@example("a" * 53, "example.org")
 def test_the_short_way_for_plain_addresses_changes_no_verdict(local, domain):
     text = f"{local}@{domain}"
     with patch.object(addresses, "PLAIN", re.compile("(?!)")):
         judged_by_every_rule = _verdict(text)
     assert _verdict(text) == judged_by_every_rule
+
+
+@given(st.text("aZ0_+-.@x \n", min_size=1, max_size=14), st.text("aZ0-.xn\n", max_size=14))
+@example("ann", "example.org")
+def test_a_normal_address_is_its_own_key_and_header(local, domain):
+    text = f"{local}@{domain}"
+    if addresses.is_normal(text):
+        assert (str(parse_address(text)), parse_address(text).key) == (text, text)
+
+
+@pytest.mark.parametrize("text", ["Ann@example.org", "ann@Example.org", "ann@example.org\n", "Ann <ann@example.org>"])
+def test_what_is_written_otherwise_is_not_normal(text):
+    assert addresses.is_normal("ann@example.org")
+    assert not addresses.is_normal(text)
 
 
 def _verdict(text: str) -> addresses.Address | None:

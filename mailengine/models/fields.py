@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
 
 from ..errors import InvalidMail
@@ -65,6 +66,14 @@ class JSONField(models.JSONField):
         if isinstance(value, Unreadable):
             return value.document
         return super().get_db_prep_value(value, connection, prepared)
+
+
+def document_of(value: Any) -> str | None:
+    """The JSON that stands in a row for this value; None, which is NULL there, for None."""
+    return None if value is None else _encoder.encode(value)
+
+
+_encoder = DjangoJSONEncoder()
 
 
 def _is_within(value: Any, levels: int) -> bool:

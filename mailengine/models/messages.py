@@ -20,11 +20,11 @@ from django.db.models.functions import Coalesce, Greatest
 from django.utils.translation import gettext_lazy as _
 
 from ..clock import db_now, now_sql
-from ..ids import uuid7
+from ..ids import uuid7, uuid7s
 from ..outcomes import Kind, Outcome, one_line
 from .bulk import insert_copies, instances, read, select_among, update_rows
 from .content import Content
-from .fields import JSONField
+from .fields import JSONField, document_of
 from .indexes import OpenIndex
 from .jobs import MessageJob
 from .locks import limit_lock_waits
@@ -147,13 +147,14 @@ class MessageQuerySet(models.QuerySet["Message"]):
             expires_at=job.expires_at,
             created_at=now,
         )
-        return insert_copies(
-            alike,
-            ((uuid7(), *row) for row in rows),
-            columns=["id", "recipient", "other_recipients", "merge_data"],
-            types=["uuid", "text", "jsonb", "jsonb"],
-            using=self.db,
-        )
+        recipients, others, data = list(zip(*rows, strict=True)) or ((), (), ())
+        columns = {
+            "id": uuid7s(len(recipients)),
+            "recipient": recipients,
+            "other_recipients": [document_of(value) for value in others],
+            "merge_data": [document_of(value) for value in data],
+        }
+        return insert_copies(alike, columns, unique=["recipient", "job"], using=self.db)
 
     # Claim, begin, settle
 

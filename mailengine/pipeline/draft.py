@@ -15,14 +15,17 @@ from typing import Any
 from anymail.utils import UNSET
 from django.conf import settings as django_settings
 from django.core.mail import EmailMessage
+from django.db import router
 from django.template import Context, TemplateDoesNotExist
 from django.template.backends.django import Template as DjangoTemplate
 from django.template.loader import select_template
 
 from ..addresses import Address
+from ..clock import DatabaseNow
 from ..errors import InvalidAddress, InvalidMail, UnknownTemplate
 from ..headers import UNSAFE, header_text
 from ..models import Attachment, Content, ContentFile
+from ..models.bulk import insert
 from .checked import checked_address, checked_headers, checked_json, checked_mapping, checked_text, listed
 from .extras import ANYMAIL_ATTRIBUTES, alternative_of, checked_extras
 from .files import File, file_of
@@ -63,9 +66,9 @@ class Draft:
         files = [[f.filename, f.mimetype, hashlib.sha256(f.data).hexdigest()] for f in self.files]
         return {**{name: getattr(self, name) for name in self.__dataclass_fields__}, "files": files}
 
-    def store(self, *, now: datetime) -> Content:
+    def store(self, *, now: datetime | DatabaseNow) -> Content:
         """Keep the words as one row and each file once."""
-        content = Content.objects.create(
+        content = Content(
             subject=self.subject,
             text=self.text,
             html=self.html,
@@ -75,6 +78,7 @@ class Draft:
             extras=dict(self.extras),
             created_at=now,
         )
+        insert(content, using=router.db_for_write(Content))
         for position, file in enumerate(self.files):
             ContentFile.objects.create(
                 content=content,

@@ -20,11 +20,12 @@ from django.utils.functional import Promise
 from django.utils.timezone import is_naive
 
 from ..addresses import parse_address, split_addresses
-from ..clock import read_now
+from ..clock import DatabaseNow, db_now, read_now
 from ..conf import get_settings
 from ..errors import InvalidAddress, InvalidMail
 from ..headers import UNSTORABLE, checked_line
 from ..models import IdempotencyKey, JobRecipients, Message, MessageJob, Priority
+from ..models.bulk import insert
 from .audience import find_audience
 from .checked import checked_json, checked_mapping, listed
 from .draft import Draft, Recipient, draft_of, recipients_of, rendered
@@ -121,6 +122,8 @@ def queue_message(
     using = router.db_for_write(Message)
 
     def store() -> Message:
+        if terms.expires_at is None:
+            return store_message(draft, recipients, terms, now=db_now())
         now = read_now(using)
         _check_times(terms, now=now)
         return store_message(draft, recipients, terms, now=now)
@@ -226,19 +229,22 @@ aqueue_job = sync_to_async(queue_job, thread_sensitive=True)
 
 
 def store_message(
-    draft: Draft, recipients: Sequence[Recipient], terms: Terms, *, now: datetime, **further: Any
+    draft: Draft, recipients: Sequence[Recipient], terms: Terms, *, now: datetime | DatabaseNow, **further: Any
 ) -> Message:
     """Write the rows of one mail; `further` are more fields of the message."""
     first = next((r for r in recipients if r.kind == "to"), recipients[0])
     alone = len(recipients) == 1 and str(first.address) == first.address.key and first.kind == "to"
-    return Message.objects.create(
-        content=draft.store(now=now),
+    content = draft.store(now=now)
+    message = Message(
+        content=content,
         recipient=first.address.key,
         other_recipients=None if alone else [r.as_json() for r in recipients],
-        available_at=terms.send_at or now,
-        created_at=now,
+        available_at=terms.send_at or content.created_at,
+        created_at=content.created_at,
         **{**vars(terms), **further},
     )
+    insert(message, using=router.db_for_write(Message))
+    return message
 
 
 def check_merge_fields(*words: str) -> None:

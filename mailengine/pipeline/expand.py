@@ -10,12 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from threading import Event
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from django.db import Error as DatabaseFault
 from django.db import connections, router, transaction
+from django.db.models import QuerySet
 
-from ..addresses import Address, parse_address
+from ..addresses import is_normal, parse_address
 from ..clock import read_now
 from ..errors import InvalidAddress, InvalidMail, UnknownAudience
 from ..models import Message, MessageJob
@@ -60,8 +61,7 @@ class ExpansionReport:
         return {**vars(self), "seconds": round(self.seconds, 3)}
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One recipient as the job was given it."""
 
     line: int
@@ -73,7 +73,8 @@ class Entry:
 class Sorted:
     """A piece, looked through: who gets a message, and who doesn't."""
 
-    good: dict[str, tuple[Address, Mapping[str, object] | None]] = field(default_factory=dict)
+    good: dict[str, tuple[list[dict[str, str]] | None, Mapping[str, object] | None]] = field(default_factory=dict)
+    """By normalised address: what else there is to say of the recipient, and the merge data."""
     duplicates: int = 0
     problems: list[dict[str, Any]] = field(default_factory=list)
 
@@ -186,7 +187,13 @@ class Expander:
     def _catch_up(self, job: MessageJob) -> None:
         """Read where the job stands: a commit whose answer was lost has moved its cursor, and is counted now."""
         made, duplicates, malformed = job.message_count, job.duplicate_count, job.malformed_count
-        job.refresh_from_db(fields=["cursor", "message_count", "duplicate_count", "malformed_count", "problems"])
+        with transaction.atomic(using=self.using):
+            limit_lock_waits(self.using)
+            # Locked, so that a commit which is still on its way is waited for.
+            job.refresh_from_db(
+                fields=["cursor", "message_count", "duplicate_count", "malformed_count", "problems"],
+                from_queryset=MessageJob.objects.select_for_update(),
+            )
         self.report.messages += job.message_count - made
         self.report.duplicates += job.duplicate_count - duplicates
         self.report.malformed += job.malformed_count - malformed
@@ -208,7 +215,8 @@ class Expander:
             limit_lock_waits(self.using)
             if not job.hold():
                 return False
-            made = Message.objects.insert_many(job, _rows(looked_through.good), now=read_now(self.using))
+            rows = ((key, exact, merge_data) for key, (exact, merge_data) in looked_through.good.items())
+            made = Message.objects.insert_many(job, rows, now=read_now(self.using))
             duplicates = looked_through.duplicates + len(looked_through.good) - made
             job.advance(
                 to=job.cursor + len(batch),
@@ -228,35 +236,37 @@ class Expander:
         return True
 
 
-def _rows(good: Mapping[str, tuple[Address, Mapping[str, object] | None]]) -> Iterator[tuple[str, Any, Any]]:
-    """(normalised address, what else there is to say of the recipient, merge data) for each message."""
-    for key, (address, merge_data) in good.items():
-        exact = None
-        if str(address) != key:
-            exact = [{"address": address.spec, "name": address.name, "kind": "to", "outcome": ""}]
-        yield key, exact, merge_data
-
-
 def _sort(job: MessageJob, entries: Iterable[Entry]) -> Sorted:
     found = Sorted()
-    for entry in entries:
-        try:
-            address = parse_address(entry.address)
-        except InvalidAddress as error:
-            found.problems.append({"line": entry.line, "address": entry.address[:254], "why": str(error)[:300]})
-            continue
-        if address.key in found.good:
+    for line, text, own in entries:
+        if is_normal(text):
+            key, exact = text, None
+        else:
+            try:
+                key, exact = _judged(text)
+            except InvalidAddress as error:
+                found.problems.append({"line": line, "address": text[:254], "why": str(error)[:300]})
+                continue
+        if key in found.good:
             found.duplicates += 1
-            continue
-        found.good[address.key] = (address, _merge_data(job, address, entry.merge_data))
+        else:
+            found.good[key] = (exact, _merge_data(job, key, own))
     return found
 
 
-def _merge_data(job: MessageJob, address: Address, own: Mapping[str, object] | None) -> Mapping[str, object] | None:
+def _judged(text: str) -> tuple[str, list[dict[str, str]] | None]:
+    """The key of an address, and the recipient in full where that isn't all there is to say."""
+    address = parse_address(text)
+    if str(address) == address.key:
+        return address.key, None
+    return address.key, [{"address": address.spec, "name": address.name, "kind": "to", "outcome": ""}]
+
+
+def _merge_data(job: MessageJob, key: str, own: Mapping[str, object] | None) -> Mapping[str, object] | None:
     """The merge data of one recipient; None where the job has none at all, so that its words are literal."""
     if job.merge_data is None:
         return own
-    shared = job.merge_data.get(address.key, {})
+    shared = job.merge_data.get(key, {})
     return {**shared, **(own or {})}
 
 
@@ -266,6 +276,8 @@ def _entries(job: MessageJob) -> Iterator[Entry]:
         yield from _entries_of_list(job)
         return
     entries: Iterable[Any] = find_audience(job.audience).entries()
+    if isinstance(entries, QuerySet):
+        entries = entries.iterator(chunk_size=PIECE)  # it would keep all that it has read
     if connections[router.db_for_write(Message)].vendor == "sqlite":
         # An open read cursor keeps its snapshot, and a write behind it fails at once when somebody else has written.
         entries = list(entries)

@@ -2,7 +2,8 @@
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.db import OperationalError
+from django.db import OperationalError, connection
+from django.test.utils import CaptureQueriesContext
 
 import mailengine
 from mailengine import queue_job
@@ -46,6 +47,35 @@ def test_a_union_of_sources_has_everybody_once():
 
     assert sorted(job.messages.values_list("recipient", flat=True)) == ["both@example.org", "one@example.org"]
     assert report.duplicates == 1
+
+
+def test_a_queryset_that_is_an_audience_keeps_nothing_of_what_it_has_read():
+    """Memory stays flat however many there are."""
+    emails = Subscriber.objects.order_by("pk").values_list("email", flat=True)
+    mailengine.audience("unkept")(lambda: emails)
+    Subscriber.objects.create(email="ann@example.org")
+
+    job = queue_job("News", "Hello", "news@example.org", "unkept")
+    expand_jobs()
+
+    assert job.messages.count() == 1
+    with CaptureQueriesContext(connection) as queries:
+        assert list(emails) == ["ann@example.org"]
+    assert len(queries) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("is_queryset", [True, False], ids=["queryset", "generator"])
+def test_an_audience_of_several_pieces_is_read_while_messages_are_committed(is_queryset):
+    emails = Subscriber.objects.order_by("pk").values_list("email", flat=True)
+    mailengine.audience("several")(lambda: emails if is_queryset else (email for email in emails.iterator()))
+    Subscriber.objects.bulk_create(Subscriber(email=f"reader{number}@example.org") for number in range(4_500))
+
+    job = queue_job("News", "Hello", "news@example.org", "several")
+    report = expand_jobs()
+
+    assert (report.messages, report.postponed, report.paused) == (4_500, 0, 0)
+    assert job.messages.count() == 4_500
 
 
 def test_a_queryset_is_an_audience():

@@ -2,9 +2,10 @@
 
 import signal
 import threading
+import time
 
 import pytest
-from django.db import OperationalError, connections
+from django.db import OperationalError, connection, connections, transaction
 
 import mailengine
 from mailengine import queue_job
@@ -174,6 +175,42 @@ def test_a_piece_whose_commit_may_have_arrived_is_made_once(monkeypatch, piece, 
     assert proxy.cut_count == 1
     assert (report.messages, report.duplicates, report.postponed) == (5_000, 1, 0)
     assert_whole(job, duplicates=1)
+
+
+@servers_only
+def test_a_commit_that_is_still_on_its_way_is_waited_for(monkeypatch):
+    """F-D02: its piece is counted, and what comes behind it is made in the same run."""
+    job = queue_job("News", "Hello", "news@example.org", READERS)
+
+    def commit_slowly():
+        with transaction.atomic():  # waits for the row until the run has lost its connection
+            MessageJob.objects.filter(pk=job.pk).update(cursor=2_000, message_count=2_000)
+            time.sleep(0.5)
+        connections.close_all()
+
+    slow = threading.Thread(target=commit_slowly)
+
+    def lose_the_answer():
+        slow.start()
+        wait_for(somebody_waits_for_a_lock)
+        fail()
+
+    at(monkeypatch, INSERT, lose_the_answer, when="after", times=(1,))
+
+    report = expand_jobs()
+
+    slow.join()
+    assert (report.messages, report.duplicates, report.postponed) == (5_000, 0, 0)
+    assert job.messages.count() == 3_000
+
+
+def somebody_waits_for_a_lock():
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("SELECT 'LOCK WAIT' FROM pg_locks WHERE NOT granted")
+        else:  # information_schema.innodb_trx says what it said the last time, when it is asked often
+            cursor.execute("SHOW ENGINE INNODB STATUS")
+        return "LOCK WAIT" in str(cursor.fetchall())
 
 
 @servers_only

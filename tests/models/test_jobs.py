@@ -38,6 +38,15 @@ def test_messages_of_a_job_are_queued_and_due():
     assert Message.objects.filter(merge_data__isnull=True).get() == bob  # NULL, not JSON's null
 
 
+@pytest.mark.parametrize("name", ["Ann", "Ann\nLee", "", "\\N", "NULL", "{a,b}", "a\tb", '"', "'", "%s", "\u2028"])
+def test_merge_data_comes_back_as_it_was(name):
+    job = make_job()
+    rows = [("ann@example.org", None, {"name": name}), ("bob@example.org", None, None), ("c'd@example.org", None, {})]
+    assert Message.objects.insert_many(job, rows, now=now()) == 3
+    found = Message.objects.order_by("id").values_list("recipient", "other_recipients", "merge_data")
+    assert list(found) == rows
+
+
 def test_no_rows_make_no_messages():
     assert Message.objects.insert_many(make_job(), [], now=now()) == 0
 
