@@ -104,7 +104,7 @@ def traffic_by_provider(now: datetime) -> ByProvider:
         Attempt.objects.filter(begun_at__gte=_first_hour(now))
         .exclude(outcome="")
         .values_list("provider", "outcome", _HourNumber(F("begun_at")))
-        .annotate(count=Count("pk"))
+        .annotate(count=Count("*"))
         .order_by()
     )
     for provider, outcome, number, count in rows:
@@ -115,7 +115,7 @@ def traffic_by_provider(now: datetime) -> ByProvider:
 
 def counts_since(instant: datetime) -> dict[str, int]:
     """How many handovers to each provider began since then."""
-    rows = Attempt.objects.filter(begun_at__gte=instant).values_list("provider").annotate(Count("pk")).order_by()
+    rows = Attempt.objects.filter(begun_at__gte=instant).values_list("provider").annotate(count=Count("*")).order_by()
     return dict(rows)
 
 
@@ -130,7 +130,8 @@ class _HourNumber(models.Func):
     output_field = models.IntegerField()
 
     def as_postgresql(self, compiler: Any, connection: Any, **_: Any) -> Any:
-        return self.as_sql(compiler, connection, template="FLOOR(EXTRACT(EPOCH FROM %(expressions)s) / 3600)::int")
+        # Not EXTRACT: that reckons with decimal numbers, which takes three times as long.
+        return self.as_sql(compiler, connection, template="FLOOR(DATE_PART('epoch', %(expressions)s) / 3600)::int")
 
     def as_mysql(self, compiler: Any, connection: Any, **_: Any) -> Any:
         return self.as_sql(compiler, connection, template="TIMESTAMPDIFF(HOUR, '1970-01-01', %(expressions)s)")
