@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from datetime import datetime
 from uuid import UUID
 
 ID_METADATA = "mailengine_id"
@@ -27,3 +28,8 @@ def uuid7() -> UUID:
     high, low = value >> 62, value & (1 << 62) - 1
     # version 7 stands between the 48 bits of time and 12 of the random bits, the variant before the other 62
     return UUID(int=(high >> 12) << 80 | 7 << 76 | (high & 0xFFF) << 64 | 2 << 62 | low)
+
+
+def first_id_of(instant: datetime) -> UUID:
+    """The smallest id that can have been made at this instant or later, by the clock of who made it."""
+    return UUID(int=int(instant.timestamp() * 1_000) << 80)
