@@ -159,6 +159,23 @@ class Bench:
             for table, updates, hot in cursor.fetchall():
                 say(f"    {table}: {updates:,} updates so far, {hot:,} of them heap-only")
 
+    def retries(self) -> None:
+        """All of the queue is deferred, then one urgent message comes: before and after a vacuum."""
+        import mailengine
+
+        with self.connection.cursor() as cursor:
+            for change in ("'sending'", "'deferred', available_at = now() + interval '1 hour'"):
+                cursor.execute(
+                    f"UPDATE mailengine_message SET status = {change} WHERE status IN ('queued', 'sending')"  # noqa: S608
+                )
+            count = cursor.rowcount
+        for name in ("first", "second", "vacuumed"):
+            mailengine.queue_mail("a", "b", "c@example.org", ["d@example.org"], priority=mailengine.Priority.URGENT)
+            if name == "vacuumed":
+                with self.connection.cursor() as cursor:
+                    cursor.execute("VACUUM mailengine_message")
+            self._say(f"claim after {count:,} retries, {name}", self._times(lambda: self._claim(16), 1))
+
     def purge(self) -> None:
         """A purge of the oldest third, while claims go on."""
         self._give_back()
@@ -240,7 +257,7 @@ class Bench:
         return {**os.environ, "DATABASE_URL": f"{base}/{self.connection.settings_dict['NAME']}"}
 
 
-MEASUREMENTS = ("sizes", "claims", "housekeeping", "screens", "handovers", "purge", "empty_run")
+MEASUREMENTS = ("sizes", "claims", "housekeeping", "screens", "handovers", "purge", "empty_run", "retries")
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from ..clock import read_now
 from ..models import Message, MessageJob, Worker
 from ..models.messages import MessageQuerySet, Status
 from .depth import StreamDepth, depths, seconds_since
+from .pace import slow_workers
 from .providers import BROKEN, DISABLED, LIMITED, SWITCHED_OFF, Picture, ProviderReport, picture
 from .waits import Reason, Wait, begun_lately, carriers_of, switched_off, wait_of
 
@@ -99,15 +100,18 @@ def queue_status(*, with_traffic: bool = True) -> QueueStatus:
     """How the queue stands now; without what the providers were given in the last 24 hours, if nobody asks for it."""
     now = read_now(router.db_for_read(Message))
     seen = picture(now=now, with_traffic=with_traffic)
+    workers = list(Worker.objects.at_work().order_by("name"))
     status = QueueStatus(
         now=now,
         streams=depths(now),
         providers=list(seen.reports.values()),
         jobs=_jobs(),
         oldest_job_seconds=_oldest_job_seconds(now),
-        workers=[f"{worker.name} ({worker.command})" for worker in Worker.objects.at_work().order_by("name")],
+        workers=[f"{worker.name} ({worker.command})" for worker in workers],
     )
     status.findings.extend(_findings(status, seen))
+    if any(stream.due for stream in status.streams):
+        status.findings.extend((WARNING, sentence) for sentence in slow_workers(workers, now=now))
     return status
 
 

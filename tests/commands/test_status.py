@@ -10,9 +10,10 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from mailengine import queue_job, queue_mail
-from mailengine.models import Attempt, Message, MessageJob, ProviderState
+from mailengine.models import Attempt, Message, MessageJob, ProviderState, Worker
 from mailengine.reporting.depth import COUNTED_TOGETHER
 from mailengine.reporting.status import queue_status
+from mailengine.reporting.traffic import HOURS
 from tests.models.helpers import make_content
 
 pytestmark = pytest.mark.django_db
@@ -174,7 +175,7 @@ def test_depth_is_a_query_for_each_index_however_many_there_are(provider, django
     queue_job("Hi", "Hello", "a@example.org", [f"reader{number}@example.org" for number in range(3_000)])
     call_command("process_mail_jobs", verbosity=0)
 
-    with django_assert_max_num_queries(11) as queries:
+    with django_assert_max_num_queries(10 + HOURS) as queries:
         status = queue_status()
 
     assert status.streams[0].due == 3_000
@@ -252,6 +253,37 @@ def test_monitoring_asks_the_ledger_for_no_figures(provider, checked):
         checked()
 
     assert not any(Attempt._meta.db_table in query["sql"] for query in queries)
+
+
+def work(handled_count, *, name="mail1:1", minutes=10):
+    """A worker that is at it."""
+    now = timezone.now()
+    began_at = now - timedelta(minutes=minutes)
+    times = {"started_at": began_at, "seen_at": now}
+    Worker.objects.create(name=name, command="send_mail", handled_count=handled_count, **times)
+
+
+def test_a_worker_that_does_far_less_than_the_others_is_noticed_while_mail_is_due(provider, checked):
+    """P33"""
+    for number, handled_count in enumerate((1_000, 1_100, 100), 1):
+        work(handled_count, name=f"mail{number}:1")
+    assert checked() == (0, "MAIL OK: nothing is late")
+
+    queue("one@example.org")
+
+    code, line = checked()
+    assert code == 1
+    assert "worker mail3:1 (send_mail) handles 10 messages a minute, where 100 are usual" in line
+    assert "mail1:1" not in line
+
+
+@pytest.mark.parametrize("minutes", [[10, 10], [10, 10, 0.5]])
+def test_two_workers_and_one_that_has_just_begun_say_nothing_of_each_other(minutes, provider, checked):
+    queue("one@example.org")
+    for number, each in enumerate(minutes):
+        work(1_000 if number == 0 else 1, name=f"mail{number}:1", minutes=each)
+
+    assert checked() == (0, "MAIL OK: nothing is late")
 
 
 def test_what_waits_for_a_limit_is_good(configure, checked):
