@@ -74,7 +74,7 @@ def fill(connection: BaseDatabaseWrapper, *, finished: int, deferred: int, queue
         for first in range(0, finished, PIECE):
             last = min(first + PIECE, finished) - 1
             _write(cursor, FINISHED, first=first, last=last, days=DAYS, all=finished)
-        later = "now() + interval '2 hours' * (0.1 + ((n * 7919) % {0})::float / {0})".format(max(deferred, 1))
+        later = "now() + interval '1 day' * (1 + ((n * 7919) % {0})::float / {0})".format(max(deferred, 1))
         _write(
             cursor, OPEN, first=finished, last=finished + deferred - 1, job=last_job, status="deferred", attempts=1,
             reason="deferred: 450 4.2.1 Mailbox busy", available_at=later, deferred_since="at", claimed_from="queued",

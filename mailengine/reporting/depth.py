@@ -105,13 +105,14 @@ def _counts(statuses: Sequence[Status], now: datetime) -> Iterator[tuple[tuple[s
     keys = ["stream", "status"] if len(statuses) > 1 else ["stream"]
     rows = Message.objects.filter(status__in=statuses).values(*keys).order_by().annotate(total=Count("*"))
     if Status.SENDING not in statuses and Status.DEAD not in statuses:
-        is_due, is_bulk = Q(available_at__lte=now), Q(priority__gte=Priority.BULK)
+        is_bulk = Q(priority__gte=Priority.BULK)
         rows = rows.annotate(
-            due=Count("available_at", filter=is_due),
             timed=Count("available_at"),
             oldest_bulk=Min("available_at", filter=is_bulk),
             oldest_other=Min("available_at", filter=~is_bulk),
         )
+    if Status.QUEUED in statuses:  # of the others nobody asks
+        rows = rows.annotate(due=Count("available_at", filter=Q(available_at__lte=now)))
     for row in rows:
         figures: dict[str, Any] = dict(row)
         stream, status = figures.pop("stream"), figures.pop("status", statuses[0])
