@@ -6,6 +6,7 @@ import os
 import struct
 import threading
 import time
+from datetime import datetime
 from itertools import accumulate
 from uuid import UUID
 
@@ -40,3 +41,8 @@ def _new(count: int) -> list[int]:
         _last = values[-1]
     # Version 7 stands between the 48 bits of time and 12 of the random bits, the variant before the other 62.
     return [(v >> 74) << 80 | 7 << 76 | (v >> 62 & 0xFFF) << 64 | 2 << 62 | v & (1 << 62) - 1 for v in values]
+
+
+def first_id_of(instant: datetime) -> UUID:
+    """The smallest id that can have been made at this instant or later, by the clock of who made it."""
+    return UUID(int=int(instant.timestamp() * 1_000) << 80)

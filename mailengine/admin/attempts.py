@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib import admin
-from django.db.models import F, QuerySet
+from django.db.models import OuterRef, QuerySet, Subquery
 from django.http import HttpRequest
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
@@ -30,7 +30,9 @@ class AttemptAdmin(ReadOnlyAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Attempt]:
         rows: QuerySet[Attempt] = super().get_queryset(request)
-        return rows.annotate(recipient=F("message__recipient"))
+        # Not by a join: the count of all rows would join them too.
+        recipient = Message.objects.filter(pk=OuterRef("message")).values("recipient")
+        return rows.annotate(recipient=Subquery(recipient))
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str

@@ -12,36 +12,61 @@ from django.db.models import Q
 
 BRIN_PAGES = 32
 """Of 8 kB: some 2,000 entries of the ledger."""
+_NOTHING = "DO 0"
+"""A statement that does nothing, on MariaDB and MySQL."""
 
 
 class OpenIndex(models.Index):
     """An index on the rows in some states alone: it stays small however many finished rows there are.
 
     Partial on PostgreSQL. MariaDB and MySQL have no partial indexes, and SQLite can't use one with bound parameters;
-    there it is a whole index that begins with the status. `is_covered_by` names another whose whole form begins with
-    the same columns and serves there for both; SQLite then gets the partial form, which costs it next to nothing.
+    there it is a whole index that begins with the status. `is_covered_by` names another whose whole form serves there
+    for both: MariaDB and MySQL then get none, and SQLite the partial form, which costs it next to nothing.
+    `is_sparse`: the partial form leaves out the rows without a value in the first of the fields.
     """
 
     def __init__(
-        self, *, fields: Sequence[str], statuses: Sequence[str], name: str, is_covered_by: str | None = None
+        self,
+        *,
+        fields: Sequence[str],
+        statuses: Sequence[str],
+        name: str,
+        is_covered_by: str | None = None,
+        is_sparse: bool = False,
     ) -> None:
         self.statuses = list(statuses)
         self.is_covered_by = is_covered_by
-        super().__init__(fields=fields, name=name, condition=Q(status__in=self.statuses))
+        self.is_sparse = is_sparse
+        condition = Q(status__in=self.statuses)
+        if is_sparse:
+            condition &= Q((f"{fields[0]}__isnull", False))
+        super().__init__(fields=fields, name=name, condition=condition)
 
     def deconstruct(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         path = f"{type(self).__module__}.{type(self).__qualname__}"
-        options = {"fields": self.fields, "statuses": self.statuses, "name": self.name}
-        return path, (), {**options, "is_covered_by": self.is_covered_by} if self.is_covered_by else options
+        options: dict[str, Any] = {"fields": self.fields, "statuses": self.statuses, "name": self.name}
+        if self.is_covered_by:
+            options["is_covered_by"] = self.is_covered_by
+        if self.is_sparse:
+            options["is_sparse"] = True
+        return path, (), options
 
     def create_sql(
         self, model: type[models.Model], schema_editor: BaseDatabaseSchemaEditor, using: str = "", **kwargs: Any
     ) -> Statement:
         vendor = schema_editor.connection.vendor
+        if vendor == "mysql" and self.is_covered_by:
+            return Statement(_NOTHING)
         if vendor == "postgresql" or (vendor == "sqlite" and self.is_covered_by):
             return super().create_sql(model, schema_editor, using=using, **kwargs)
-        whole = models.Index(fields=["status", *self.fields], name=self.name)
+        others = [name for name in self.fields if name != "status"]
+        whole = models.Index(fields=["status", *others], name=self.name)
         return whole.create_sql(model, schema_editor, using=using, **kwargs)
+
+    def remove_sql(self, model: type[models.Model], schema_editor: BaseDatabaseSchemaEditor, **kwargs: Any) -> Any:
+        if schema_editor.connection.vendor == "mysql" and self.is_covered_by:
+            return Statement(_NOTHING)
+        return super().remove_sql(model, schema_editor, **kwargs)
 
 
 class TimeIndex(models.Index):

@@ -568,19 +568,31 @@ class Message(models.Model):
         ]
         indexes = [
             models.Index(fields=["job", "status"], name="mailengine_job_progress"),
+            # The stream and the status make it answer for what waits, see `reporting/depth.py`, without the rows.
             OpenIndex(
-                fields=["priority", "available_at", "id"],
+                fields=["priority", "available_at", "id", "stream", "status"],
                 statuses=[Status.QUEUED, Status.UNCERTAIN],
                 name="mailengine_due",
             ),
             OpenIndex(
-                fields=["priority", "available_at"],
+                fields=["priority", "available_at", "stream"],
                 statuses=[Status.DEFERRED],
                 name="mailengine_deferred",
                 is_covered_by="mailengine_due",
             ),
             OpenIndex(fields=["leased_until"], statuses=[Status.SENDING], name="mailengine_leased"),
-            OpenIndex(fields=["expires_at"], statuses=[Status.QUEUED, Status.DEFERRED], name="mailengine_expiring"),
+            OpenIndex(
+                fields=["expires_at"],
+                statuses=[Status.QUEUED, Status.DEFERRED],
+                name="mailengine_expiring",
+                is_sparse=True,
+            ),
+            OpenIndex(
+                fields=["id", "stream"],
+                statuses=[Status.DEAD],
+                name="mailengine_dead",
+                is_covered_by="mailengine_due",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -235,7 +235,7 @@ class Picture:
 
 
 def picture(*, now: datetime, with_traffic: bool = True) -> Picture:
-    """How all providers stand; in two queries, and one in the ledger for the traffic."""
+    """How all providers stand; in two queries, and some in the ledger for the traffic."""
     now = now.astimezone(timezone.utc)
     written, states = get_settings(), ProviderState.objects.everything(())
     settings = written.under({alias: s.switches for alias, s in states.items()}, known=mailer_aliases())

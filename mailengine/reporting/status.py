@@ -8,12 +8,14 @@ from datetime import datetime
 from typing import Any
 
 from django.db import router
-from django.db.models import Count, Min, Q
+from django.db.models import Count, Min
 from django.db.models.functions import Coalesce
 
-from ..clock import db_now, read_now
-from ..models import Message, MessageJob, Priority, Worker
+from ..clock import read_now
+from ..models import Message, MessageJob, Worker
 from ..models.messages import MessageQuerySet, Status
+from .depth import StreamDepth, depths, seconds_since
+from .pace import slow_workers
 from .providers import BROKEN, DISABLED, LIMITED, SWITCHED_OFF, Picture, ProviderReport, picture
 from .waits import Reason, Wait, begun_lately, carriers_of, switched_off, wait_of
 
@@ -35,33 +37,6 @@ class Waiting:
     count: int = 0
     oldest_seconds: float | None = None
     """How long the oldest that is due has been due."""
-
-
-@dataclass(frozen=True)
-class StreamDepth:
-    """One stream, by the state of its unfinished mail."""
-
-    stream: str
-    due: int = 0
-    scheduled: int = 0
-    sending: int = 0
-    deferred: int = 0
-    uncertain: int = 0
-    kept: int = 0
-    """Uncertain, and kept for a person."""
-    held: int = 0
-    """With a paused job."""
-    dead: int = 0
-    oldest_seconds: float | None = None
-    """How long the oldest has been due that `send_mail` is for."""
-    oldest_deferred_seconds: float | None = None
-    """How long the oldest has been due that `retry_deferred` is for."""
-    oldest_bulk_seconds: float | None = None
-    """The same of what is queued with priority BULK, which leaves a part of each limit to what goes before it."""
-    oldest_other_seconds: float | None = None
-    """The same of what is queued with another priority."""
-    oldest_deferred_bulk_seconds: float | None = None
-    oldest_deferred_other_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,8 +79,8 @@ def waiting_mail(*, deferred: bool = False, streams: Collection[str] | None = No
     mail = _mail_of_a_run(deferred=deferred, streams=streams).filter(available_at__isnull=False)
     if due_only:
         mail = mail.due()
-    figures = mail.aggregate(count=Count("pk"), oldest=Min("available_at"))
-    return Waiting(figures["count"], _seconds_since(figures["oldest"], now=read_now(mail.db)))
+    figures = mail.aggregate(count=Count("*"), oldest=Min("available_at"))
+    return Waiting(figures["count"], seconds_since(figures["oldest"], now=read_now(mail.db)))
 
 
 def has_work(*, deferred: bool = False, streams: Collection[str] | None = None) -> bool:
@@ -125,51 +100,19 @@ def queue_status(*, with_traffic: bool = True) -> QueueStatus:
     """How the queue stands now; without what the providers were given in the last 24 hours, if nobody asks for it."""
     now = read_now(router.db_for_read(Message))
     seen = picture(now=now, with_traffic=with_traffic)
+    workers = list(Worker.objects.at_work().order_by("name"))
     status = QueueStatus(
         now=now,
-        streams=_streams(now),
+        streams=depths(now),
         providers=list(seen.reports.values()),
         jobs=_jobs(),
         oldest_job_seconds=_oldest_job_seconds(now),
-        workers=[f"{worker.name} ({worker.command})" for worker in Worker.objects.at_work().order_by("name")],
+        workers=[f"{worker.name} ({worker.command})" for worker in workers],
     )
     status.findings.extend(_findings(status, seen))
+    if any(stream.due for stream in status.streams):
+        status.findings.extend((WARNING, sentence) for sentence in slow_workers(workers, now=now))
     return status
-
-
-def _streams(now: datetime) -> list[StreamDepth]:
-    is_due = Q(available_at__lte=db_now())
-    is_bulk = Q(priority__gte=Priority.BULK)
-    rows = (
-        Message.objects.filter(status__in=[*Message.OPEN_STATUSES, Status.DEAD])
-        .values("stream")
-        .order_by("stream")
-        .annotate(
-            due=Count("pk", filter=Q(status=Status.QUEUED) & is_due),
-            scheduled=Count("pk", filter=Q(status=Status.QUEUED, available_at__gt=db_now())),
-            held=Count("pk", filter=Q(status__in=[Status.QUEUED, Status.DEFERRED], available_at=None)),
-            sending=Count("pk", filter=Q(status=Status.SENDING)),
-            deferred=Count("pk", filter=Q(status=Status.DEFERRED, available_at__isnull=False)),
-            uncertain=Count("pk", filter=Q(status=Status.UNCERTAIN, available_at__isnull=False)),
-            kept=Count("pk", filter=Q(status=Status.UNCERTAIN, available_at=None)),
-            dead=Count("pk", filter=Q(status=Status.DEAD)),
-            oldest_bulk=Min("available_at", filter=Q(status=Status.QUEUED) & is_due & is_bulk),
-            oldest_other=Min("available_at", filter=Q(status=Status.QUEUED) & is_due & ~is_bulk),
-            oldest_uncertain=Min("available_at", filter=Q(status=Status.UNCERTAIN) & is_due),
-            oldest_deferred_bulk=Min("available_at", filter=Q(status=Status.DEFERRED) & is_due & is_bulk),
-            oldest_deferred_other=Min("available_at", filter=Q(status=Status.DEFERRED) & is_due & ~is_bulk),
-        )
-    )
-    depths = []
-    for row in rows:
-        figures: dict[str, Any] = dict(row)
-        uncertain = _seconds_since(figures.pop("oldest_uncertain"), now=now)
-        for name, also in (("oldest", uncertain), ("oldest_deferred", None)):
-            ages = [_seconds_since(figures.pop(f"{name}_{which}"), now=now) for which in ("bulk", "other")]
-            figures[f"{name}_bulk_seconds"], figures[f"{name}_other_seconds"] = ages
-            figures[f"{name}_seconds"] = max((age for age in (*ages, also) if age is not None), default=None)
-        depths.append(StreamDepth(**figures))
-    return depths
 
 
 def _jobs() -> dict[str, int]:
@@ -179,7 +122,7 @@ def _jobs() -> dict[str, int]:
 
 def _oldest_job_seconds(now: datetime) -> float | None:
     unbegun = MessageJob.objects.due().filter(status=MessageJob.Status.QUEUED).order_by()
-    return _seconds_since(unbegun.aggregate(oldest=Min(Coalesce("send_at", "created_at")))["oldest"], now=now)
+    return seconds_since(unbegun.aggregate(oldest=Min(Coalesce("send_at", "created_at")))["oldest"], now=now)
 
 
 def _findings(status: QueueStatus, seen: Picture) -> list[tuple[int, str]]:
@@ -262,7 +205,7 @@ def _of_providers(status: QueueStatus, seen: Picture) -> Iterator[tuple[int, str
 
 def _of_uncertain(report: ProviderReport) -> Iterator[tuple[int, str]]:
     """Mail that may have gone by this provider and is to go by it once more, since its window is over."""
-    seconds = _seconds_since(report.uncertain_due_at, now=report.now)
+    seconds = seconds_since(report.uncertain_due_at, now=report.now)
     if seconds is None or report.state in BROKEN or report.state == LIMITED:  # it waits, and that is told already
         return
     if report.state == DISABLED and seconds > LATE_SECONDS:
@@ -276,9 +219,3 @@ def _late(what: str, seconds: float, *, mend: str) -> Iterator[tuple[int, str]]:
     if seconds > LATE_SECONDS:
         text = f"{what} has been due for {int(seconds // 60):,} min{'; ' if mend.endswith('?') else ', '}{mend}"
         yield CRITICAL if seconds > VERY_LATE_SECONDS else WARNING, text
-
-
-def _seconds_since(instant: datetime | None, *, now: datetime) -> float | None:
-    if instant is None or instant > now:
-        return None
-    return round((now - instant).total_seconds(), 1)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import Any
 
-from django.db import models
-from django.db.models import Count, F
+from django.db.models import Count
 
 from ..models import Attempt
 from ..outcomes import Kind
@@ -98,43 +96,28 @@ class ByProvider(dict[str, Traffic]):
 
 
 def traffic_by_provider(now: datetime) -> ByProvider:
-    """The last 24 hours in one query. What is under way has no outcome yet, and is left out."""
+    """The last 24 hours. What is under way has no outcome yet, and is left out.
+
+    A query an hour: grouped by the hour, a million rows make PostgreSQL expect a million groups, sort them on disk, and
+    compile the query, which takes longer than all the rest.
+    """
     counts: dict[str, dict[datetime, dict[str, int]]] = {}
-    rows = (
-        Attempt.objects.filter(begun_at__gte=_first_hour(now))
-        .exclude(outcome="")
-        .values_list("provider", "outcome", _HourNumber(F("begun_at")))
-        .annotate(count=Count("pk"))
-        .order_by()
-    )
-    for provider, outcome, number, count in rows:
-        hour = datetime.fromtimestamp(number * HOUR.total_seconds(), tz=timezone.utc)
-        counts.setdefault(provider, {}).setdefault(hour, {})[outcome] = count
+    first = _first_hour(now)
+    for begins_at in (first + number * HOUR for number in range(HOURS)):
+        within = Attempt.objects.filter(begun_at__gte=begins_at, begun_at__lt=begins_at + HOUR)
+        rows = within.values_list("provider", "outcome").annotate(count=Count("*")).order_by()
+        for provider, outcome, count in rows:
+            if outcome:  # looked at here: for a million rows the database would take a tenth longer
+                counts.setdefault(provider, {}).setdefault(begins_at, {})[outcome] = count
     return ByProvider(counts, now=now)
 
 
 def counts_since(instant: datetime) -> dict[str, int]:
     """How many handovers to each provider began since then."""
-    rows = Attempt.objects.filter(begun_at__gte=instant).values_list("provider").annotate(Count("pk")).order_by()
+    rows = Attempt.objects.filter(begun_at__gte=instant).values_list("provider").annotate(count=Count("*")).order_by()
     return dict(rows)
 
 
 def _first_hour(now: datetime) -> datetime:
     this = now.astimezone(timezone.utc).replace(minute=0, second=0, microsecond=0)
     return this - (HOURS - 1) * HOUR
-
-
-class _HourNumber(models.Func):
-    """The hours since 1970 of an instant. Django's `TruncHour` calls Python for each row on SQLite."""
-
-    output_field = models.IntegerField()
-
-    def as_postgresql(self, compiler: Any, connection: Any, **_: Any) -> Any:
-        return self.as_sql(compiler, connection, template="FLOOR(EXTRACT(EPOCH FROM %(expressions)s) / 3600)::int")
-
-    def as_mysql(self, compiler: Any, connection: Any, **_: Any) -> Any:
-        return self.as_sql(compiler, connection, template="TIMESTAMPDIFF(HOUR, '1970-01-01', %(expressions)s)")
-
-    def as_sqlite(self, compiler: Any, connection: Any, **_: Any) -> Any:
-        # The doubled percent sign becomes a single one when Django hands the parameters over.
-        return self.as_sql(compiler, connection, template="CAST(STRFTIME('%%%%s', %(expressions)s) AS INTEGER) / 3600")

@@ -4,12 +4,14 @@ import datetime
 
 import pytest
 from django.core.management import call_command
+from django.db import connection, transaction
 from django.utils import timezone
 
 from mailengine import queue_job, queue_mail
 from mailengine.models import Attachment, Attempt, Content, JobRecipients, Message, MessageJob
 from mailengine.pipeline import purge as retention
 from mailengine.pipeline.purge import purge
+from tests.models.helpers import in_another_process
 
 pytestmark = pytest.mark.django_db
 
@@ -130,6 +132,32 @@ def test_a_file_stays_while_another_mail_has_it(provider, clock, files):
 
     assert (report.messages, report.attachments) == (1, 0)
     assert kept.content.attachments.get().read() == b"the same"
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="it has no locks on rows")
+def test_what_somebody_has_locked_is_left_to_the_next(provider, clock):
+    """A purge waits for nobody, and so holds nobody up."""
+    queue("b@example.org")
+    queue("c@example.org")
+    send()
+    clock.advance(days=91)
+    kept = Message.objects.get(recipient="b@example.org")
+
+    with transaction.atomic():
+        Message.objects.select_for_update().get(pk=kept.pk)
+        with in_another_process(lambda: purge(days=90)) as report:
+            assert report.result(timeout=60).messages == 1
+
+    assert everything_of(Message) == [kept]
+    assert purge(days=90).messages == 1
+
+
+def test_days_without_end_remove_nothing(provider, clock):
+    queue()
+    send()
+
+    assert purge(days=1_000_000).messages == 0
 
 
 def test_it_goes_in_small_batches_and_can_be_stopped_between_them(provider, clock, monkeypatch):

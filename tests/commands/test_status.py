@@ -1,15 +1,20 @@
 """`mail_status`: how the queue stands, for an operator at three in the morning, and for monitoring."""
 
 import json
+from datetime import timedelta
 
 import pytest
 from django.core.management import call_command
 from django.db import DatabaseError, connection
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from mailengine import queue_job, queue_mail
-from mailengine.models import Attempt, Message, MessageJob, ProviderState
+from mailengine.models import Attempt, Message, MessageJob, ProviderState, Worker
+from mailengine.reporting.depth import COUNTED_TOGETHER
 from mailengine.reporting.status import queue_status
+from mailengine.reporting.traffic import HOURS
+from tests.models.helpers import make_content
 
 pytestmark = pytest.mark.django_db
 
@@ -166,17 +171,43 @@ def test_a_database_that_does_not_answer_is_unknown(provider, checked):
     assert json.loads(as_json)["level"] == "UNKNOWN"
 
 
-def test_depth_is_one_query_however_many_there_are(provider, django_assert_max_num_queries):
+def test_depth_is_a_query_for_each_index_however_many_there_are(provider, django_assert_max_num_queries):
     queue_job("Hi", "Hello", "a@example.org", [f"reader{number}@example.org" for number in range(3_000)])
     call_command("process_mail_jobs", verbosity=0)
 
-    with django_assert_max_num_queries(8) as queries:
+    with django_assert_max_num_queries(10 + HOURS) as queries:
         status = queue_status()
 
     assert status.streams[0].due == 3_000
     of_messages = f"FROM {connection.ops.quote_name(Message._meta.db_table)}"
-    # A second one is about uncertain mail alone.
-    assert sum(of_messages in query["sql"] for query in queries) == 2
+    # A fifth is about uncertain mail alone.
+    assert sum(of_messages in query["sql"] for query in queries) == len(COUNTED_TOGETHER) + 1
+
+
+def test_each_state_has_its_column(provider):
+    """G12"""
+    content, now = make_content(), timezone.now()
+    shared = {"content": content, "stream": "bulk", "recipient": "b@example.org", "priority": 40, "created_at": now}
+    late, later = now - timedelta(minutes=5), now + timedelta(minutes=5)
+    states = {
+        "due": ("queued", late),
+        "scheduled": ("queued", later),
+        "sending": ("sending", late),
+        "deferred": ("deferred", later),
+        "uncertain": ("uncertain", later),
+        "kept": ("uncertain", None),
+        "held": ("queued", None),
+        "dead": ("dead", None),
+    }
+    for number, (status, available_at) in enumerate(states.values(), 1):
+        for _ in range(number):
+            Message.objects.create(status=status, available_at=available_at, **shared)
+    Message.objects.create(status="sent", **shared)
+
+    (bulk,) = queue_status().streams
+
+    assert {name: getattr(bulk, name) for name in states} == {name: n for n, name in enumerate(states, 1)}
+    assert 300 <= bulk.oldest_seconds == bulk.oldest_bulk_seconds < 400
 
 
 def test_below_a_provider_stands_what_else_there_is_to_say(configure, said):
@@ -222,6 +253,37 @@ def test_monitoring_asks_the_ledger_for_no_figures(provider, checked):
         checked()
 
     assert not any(Attempt._meta.db_table in query["sql"] for query in queries)
+
+
+def work(handled_count, *, name="mail1:1", minutes=10):
+    """A worker that is at it."""
+    now = timezone.now()
+    began_at = now - timedelta(minutes=minutes)
+    times = {"started_at": began_at, "seen_at": now}
+    Worker.objects.create(name=name, command="send_mail", handled_count=handled_count, **times)
+
+
+def test_a_worker_that_does_far_less_than_the_others_is_noticed_while_mail_is_due(provider, checked):
+    """P33"""
+    for number, handled_count in enumerate((1_000, 1_100, 100), 1):
+        work(handled_count, name=f"mail{number}:1")
+    assert checked() == (0, "MAIL OK: nothing is late")
+
+    queue("one@example.org")
+
+    code, line = checked()
+    assert code == 1
+    assert "worker mail3:1 (send_mail) handles 10 messages a minute, where 100 are usual" in line
+    assert "mail1:1" not in line
+
+
+@pytest.mark.parametrize("minutes", [[10, 10], [10, 10, 0.5]])
+def test_two_workers_and_one_that_has_just_begun_say_nothing_of_each_other(minutes, provider, checked):
+    queue("one@example.org")
+    for number, each in enumerate(minutes):
+        work(1_000 if number == 0 else 1, name=f"mail{number}:1", minutes=each)
+
+    assert checked() == (0, "MAIL OK: nothing is late")
 
 
 def test_what_waits_for_a_limit_is_good(configure, checked):
