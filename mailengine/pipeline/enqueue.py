@@ -25,9 +25,11 @@ from ..conf import get_settings
 from ..errors import InvalidAddress, InvalidMail
 from ..headers import UNSTORABLE, checked_line
 from ..models import IdempotencyKey, JobRecipients, Message, MessageJob, Priority
+from ..models.waking import wake_workers
 from .audience import find_audience
 from .checked import checked_json, checked_mapping, listed
 from .draft import Draft, Recipient, draft_of, recipients_of, rendered
+from .kicks import kick
 from .merge import compile_template
 from .outage import persist
 
@@ -123,7 +125,11 @@ def queue_message(
     def store() -> Message:
         now = read_now(using)
         _check_times(terms, now=now)
-        return store_message(draft, recipients, terms, now=now)
+        message = store_message(draft, recipients, terms, now=now)
+        wake_workers(using)
+        if message.available_at == now:
+            kick(message, using=using)
+        return message
 
     if idempotency_key is None:
         with transaction.atomic(using=using):
@@ -192,6 +198,7 @@ def queue_job(
             **vars(terms),
         )
         JobRecipients.objects.store(job, _pieces(entries))
+        wake_workers(using)
         return job
 
     if idempotency_key is None:
