@@ -449,8 +449,8 @@ class Dispatcher:
 
     def _look_around(self) -> None:
         """Whether anything is due: that is all it asks, as long as nothing is."""
-        self.has_news = False
-        found = self.claims.has_mail()
+        found, self.has_news = self.has_news, False
+        found = found or self.claims.has_mail()
         self.is_dry = not found and not self.ended
         self.has_retries = found and len(self.claims.lanes) > 1
         self._heartbeat_if_due()

@@ -25,7 +25,7 @@ ANEW_SECONDS = 60.0
 ASIDE_SECONDS = 10.0
 """How long a job is left alone that did not go on: its audience is away, or somebody else is at it."""
 LOOK_APART_SECONDS = 0.1
-"""How soon it looks for jobs again when there was news, and mail to send."""
+"""How soon it looks for jobs when there are news, and mail to send: that may be what the news are about."""
 SURE_SECONDS = 3.0
 """For so long after its start it looks each second, whatever its interval: who queues mail may not know of it yet."""
 
@@ -84,7 +84,7 @@ class MailWorker:
 
     def _hear(self) -> None:
         if self.house is not None:
-            self.house.has_news = True
+            self.house.hear_news()
         self.dispatcher.tell_news()
 
 
@@ -95,11 +95,9 @@ class House:
         self.dispatcher = dispatcher
         self.expander = Expander(float("inf"), None, stop, None, is_patient=False)
         self.interval = interval
-        self.has_news = False
-        """Whether somebody may have queued a job since it last looked."""
         self._tidies_at = 0.0
         self._looks_at = 0.0
-        """For jobs that are due."""
+        """For jobs that are due, while there is mail to send; otherwise at any time."""
         self._expands_at = 0.0
         """Not before then, while there is mail to send."""
         self._follows: Iterator[None] = iter(())
@@ -107,6 +105,10 @@ class House:
         """What is left of jobs that are being expanded, the most urgent one now."""
         self._aside_until: dict[int, float] = {}
         """Jobs that are left alone for a while."""
+
+    def hear_news(self) -> None:
+        """Somebody may have queued a job. For any thread."""
+        self._looks_at = min(self._looks_at, time.monotonic() + LOOK_APART_SECONDS)
 
     def do_some(self, *, is_idle: bool) -> bool:
         """Do a piece of what is due; whether anything was done."""
@@ -141,16 +143,14 @@ class House:
     def _expand(self, *, is_idle: bool) -> bool:
         """Make a piece of the most urgent job that is due; whether there was one."""
         began_at = time.monotonic()
-        if not (is_idle or self.has_news or self._begun or began_at >= self._looks_at):
+        if not (is_idle or self._begun or began_at >= self._looks_at):
             return False
-        self.has_news = False
         self._looks_at = began_at + self.interval
         self._aside_until = {pk: until for pk, until in self._aside_until.items() if until > began_at}
         due = MessageJob.objects.due().exclude(pk__in=list(self._aside_until))
         pk = due.values_list("pk", flat=True).first()
         if pk is None:
             self._begun.clear()
-            self._expands_at = began_at + LOOK_APART_SECONDS
             return False
         if pk not in self._begun:
             self._begun[pk] = self.expander.expand(pk)
