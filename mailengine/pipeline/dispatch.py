@@ -449,10 +449,12 @@ class Dispatcher:
 
     def _look_around(self) -> None:
         """Whether anything is due: that is all it asks, as long as nothing is."""
-        found, self.has_news = self.has_news, False
-        found = found or self.claims.has_mail()
-        self.is_dry = not found and not self.ended
+        was_told, self.has_news = self.has_news, False
+        found = not was_told and self.claims.has_mail()
+        self.is_dry = not (was_told or found or self.ended)
         self.has_retries = found and len(self.claims.lanes) > 1
+        if not was_told:
+            self.looked_for_retries_at = time.monotonic()
         self._heartbeat_if_due()
 
     def begin_anew(self) -> None:

@@ -172,9 +172,7 @@ def cut_all_others():
                 "WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
             )
             return
-        cursor.execute(
-            "SELECT id FROM information_schema.processlist WHERE db = database() AND id <> connection_id()"
-        )
+        cursor.execute("SELECT id FROM information_schema.processlist WHERE db = database() AND id <> connection_id()")
         for (number,) in cursor.fetchall():
             cursor.execute(f"KILL {number}")
 

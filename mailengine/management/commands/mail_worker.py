@@ -36,7 +36,7 @@ class Command(SliceCommand):
         parser.add_argument(
             "--interval",
             type=number_of_seconds,
-            default=1.0,
+            default=1,
             metavar="S",
             help="seconds that it waits without news at most; default: %(default)s",
         )
