@@ -71,9 +71,9 @@ def test_it_is_off_by_default(configure, runs):
 
 
 def test_mail_that_is_rolled_back_kicks_nobody(provider, runs):
-    with pytest.raises(ZeroDivisionError), transaction.atomic():
+    with transaction.atomic():
         queue()
-        raise ZeroDivisionError
+        transaction.set_rollback(True)
 
     wait_for_kicks()
     assert (runs, provider.accepted) == ([], [])
