@@ -26,7 +26,7 @@ URGENT = 0
 
 STRATEGIES = ("ordered", "sticky", "weighted", "spread")
 UNCERTAIN_POLICIES = ("resend", "hold")
-LATER = {"KICK", "UNDO_SECONDS"}
+LATER = {"UNDO_SECONDS"}
 """Names of streams that the documentation promises for a later version: known, but without effect so far."""
 
 
@@ -97,6 +97,8 @@ class StreamPolicy:
     """The part of all handovers that it gets while it has mail due, though other mail goes before it."""
     lifetime_seconds: float = 5 * DAY
     """How long after its first deferral a message is still tried."""
+    kick: bool = False
+    """Whether the process that queued its mail sends it at once, by a thread of its own, where no worker is at work."""
     uncertain: str = "resend"
     uncertain_window_seconds: float | None = None
     default_window_seconds: float = 3_600
@@ -249,9 +251,13 @@ _WHOLE = {"CONNECTIONS", "WEIGHT", "BATCH", "CLAIM_BATCH", "MAX_ATTEMPTS", "UNHE
 _TOP = {f.name.upper() for f in fields(Settings)} - {"TAKES_ADDED"}
 _PROVIDER = {"CONNECTIONS", "WEIGHT", "ALLOWED_SENDERS", "BATCH", "RATE", "RESERVE", "WARM_UP"}
 _STREAM = {
-    "PROVIDERS", "PRIORITY", "STRATEGY", "FAILOVER", "SHARE", "LIFETIME_SECONDS", "UNCERTAIN",
+    "PROVIDERS", "PRIORITY", "STRATEGY", "FAILOVER", "SHARE", "KICK", "LIFETIME_SECONDS", "UNCERTAIN",
     "UNCERTAIN_WINDOW_SECONDS",
 }  # fmt: skip
+SWITCHES = {
+    "FAILOVER": "with False, mail waits for the provider that the stream prefers.",
+    "KICK": "with True, mail is sent at once where no mail_worker is at work.",
+}
 PRIORITIES = {"URGENT": 0, "HIGH": 10, "NORMAL": 20, "LOW": 30, "BULK": 40}
 
 
@@ -422,11 +428,11 @@ def _stream_values(
             yield name.lower(), value
         elif name == "STRATEGY" and _is_strategy(value, where=f"{where}[{name!r}]", found=found):
             yield "strategy", value
-        elif name == "FAILOVER":
+        elif name in SWITCHES:
             if isinstance(value, bool):
-                yield "failover", value
+                yield name.lower(), value
             else:
-                hint = "It is True or False: with False, mail waits for the provider that the stream prefers."
+                hint = f"It is True or False: {SWITCHES[name]}"
                 found.append(Problem(f"{where}[{name!r}] is {value!r}.", hint))
         elif name == "UNCERTAIN":
             if value in UNCERTAIN_POLICIES:

@@ -101,10 +101,10 @@ class SliceCommand(MailCommand):
         parser.add_argument("--limit", type=at_least_one, metavar="N", help="messages at most; default: no limit")
         parser.add_argument(
             "--max-time",
-            type=_seconds,
+            type=number_of_seconds,
             default=self.max_time,
             metavar="SECONDS",
-            help="begin nothing new after so many seconds; default: %(default)s",
+            help=f"begin nothing new after so many seconds; default: {self.max_time or 'no limit'}",
         )
         parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
 
@@ -185,7 +185,8 @@ def at_least_one(text: str) -> int:
     return number
 
 
-def _seconds(text: str) -> float:
+def number_of_seconds(text: str) -> float:
+    """The number in `text`, for argparse."""
     try:
         seconds = float(text)
     except ValueError:

@@ -49,7 +49,7 @@ class SendingCommand(SliceCommand):
         waiting = Waiting() if report.is_empty else self._still_waiting(streams)
         self.say(
             self.name,
-            summary(report, waiting),
+            f"{summary(report)}{what_is_left(report, waiting)}",
             as_json={**report.as_dict(), "waiting": waiting.count, "oldest_seconds": waiting.oldest_seconds},
             options=options,
             is_empty=report.is_empty,
@@ -96,7 +96,7 @@ class SendingCommand(SliceCommand):
         return waiting_mail(deferred=self.deferred, streams=streams, due_only=True).count
 
 
-def summary(report: Report, waiting: Waiting) -> str:
+def summary(report: Report) -> str:
     """What a run did, in one line without its name."""
     counts = {**report.outcomes, "expired": report.outcomes["expired"] + report.expired}
     parts = [f"{counts.get(name, 0):,} {name}" for name in ORDER if name in ALWAYS or counts.get(name)]
@@ -105,6 +105,12 @@ def summary(report: Report, waiting: Waiting) -> str:
     text = f"{', '.join(parts)} in {duration(report.seconds)}"
     if report.sent_by:
         text += f" ({', '.join(f'{alias} {count:,}' for alias, count in report.sent_by.most_common())})"
+    return text
+
+
+def what_is_left(report: Report, waiting: Waiting) -> str:
+    """What a run left to do, and why, to be added to what it did."""
+    text = ""
     if waiting.count:
         text += f"; {waiting.count:,} waiting"
         if waiting.oldest_seconds is not None:

@@ -7,13 +7,14 @@ from typing import Any
 
 from django.conf import settings
 from django.core.serializers.json import DjangoJSONEncoder
-from django.db import models
+from django.db import models, router
 from django.db.models import Exists, F, OuterRef, Q
 from django.utils.translation import gettext_lazy as _
 
 from ..clock import db_now
 from .content import Content
 from .fields import JSONField
+from .waking import wake_workers
 
 PROBLEMS_KEPT = 1_000
 """How many malformed entries a job remembers one by one; all are counted."""
@@ -54,9 +55,11 @@ class JobQuerySet(models.QuerySet["MessageJob"]):
 
     def resume(self) -> int:
         """Let paused jobs go on where they stopped; how many there were."""
-        return self.filter(status=MessageJob.Status.PAUSED).update(
+        count = self.filter(status=MessageJob.Status.PAUSED).update(
             status=F("paused_from"), paused_from="", reason="", unsettled=True
         )
+        wake_workers(router.db_for_write(MessageJob))
+        return count
 
 
 class MessageJob(models.Model):

@@ -28,6 +28,7 @@ from .fields import JSONField, document_of
 from .indexes import OpenIndex
 from .jobs import MessageJob
 from .locks import limit_lock_waits
+from .waking import wake_workers
 from .workers import Worker
 
 if TYPE_CHECKING:
@@ -444,7 +445,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
         Not for mail that is sent, in flight or waiting already.
         """
         again = self.filter(Q(status=Status.DEAD) | Q(status=Status.UNCERTAIN, available_at=None))
-        return again.update(
+        count = again.update(
             status=Status.QUEUED,
             reason="",
             available_at=db_now(),
@@ -453,6 +454,8 @@ class MessageQuerySet(models.QuerySet["Message"]):
             claim_count=0,
             deferred_since=None,
         )
+        wake_workers(router.db_for_write(Message))
+        return count
 
     def put_back(self, ids: Collection[UUID], *, provider: str) -> list[Message]:
         """Send again, with no attempt spent, what this provider refused by a fault of ours; the rows as they were.

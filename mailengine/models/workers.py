@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from typing import Any
 
 from django.db import models, router, transaction
@@ -15,6 +16,14 @@ from .locks import limit_lock_waits
 
 SEEN_SECONDS = 120
 """A worker not seen for so long is not shown as being at work any more."""
+LIVE_SECONDS = 30
+"""A `mail_worker` not seen for so long is not relied upon: it says that it lives three times as often."""
+KNOWN_SECONDS = 1.0
+"""How long a process believes what it has last seen of that."""
+MOST_HANDLED = 2**31 - 1
+"""What the column holds; some that go on for months may handle more."""
+MAIL_WORKER = "mail_worker"
+"""The command of those that go on for ever."""
 
 
 class WorkerQuerySet(models.QuerySet["Worker"]):
@@ -23,8 +32,8 @@ class WorkerQuerySet(models.QuerySet["Worker"]):
         name = f"{socket.gethostname()}:{os.getpid()}"[:100]
         return self.create(name=name, command=command, started_at=db_now(), seen_at=db_now())
 
-    def at_work(self) -> WorkerQuerySet:
-        return self.filter(stopped_at=None, seen_at__gt=db_now(-SEEN_SECONDS))
+    def at_work(self, *, seen_seconds: float = SEEN_SECONDS) -> WorkerQuerySet:
+        return self.filter(stopped_at=None, seen_at__gt=db_now(-seen_seconds))
 
 
 class Worker(models.Model):
@@ -49,7 +58,7 @@ class Worker(models.Model):
 
     def heartbeat(self, *, handled_count: int, turn: int | None = None, stopping: bool = False) -> None:
         """Say that this worker lives, and how much it has done so far; in the commit of a turn, also which that is."""
-        values: dict[str, Any] = {"seen_at": db_now(), "handled_count": handled_count}
+        values: dict[str, Any] = {"seen_at": db_now(), "handled_count": min(handled_count, MOST_HANDLED)}
         if turn is not None:
             values["turn"] = turn
         if stopping:
@@ -66,3 +75,27 @@ class Worker(models.Model):
             limit_lock_waits(using)
             row = Worker.objects.using(using).filter(pk=self.pk).select_for_update()
             return row.values_list("turn", flat=True).first()
+
+
+class _Known:
+    """What this process has last seen, by database: whether a `mail_worker` is at work, and when that was."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[bool, float]] = {}
+
+    def is_any_at_work(self, using: str) -> bool:
+        is_any, seen_at = self._seen.get(using, (False, float("-inf")))
+        if time.monotonic() - seen_at >= KNOWN_SECONDS:
+            workers = Worker.objects.using(using).at_work(seen_seconds=LIVE_SECONDS)
+            is_any = workers.filter(command=MAIL_WORKER).exists()
+            self._seen[using] = is_any, time.monotonic()
+        return is_any
+
+    def forget(self) -> None:
+        self._seen.clear()
+
+
+_known = _Known()
+is_mail_worker_at_work = _known.is_any_at_work
+"""Whether a `mail_worker` serves the queue in this database: asked once in a second, however often it is called."""
+forget_who_is_at_work = _known.forget

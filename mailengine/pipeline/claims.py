@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from uuid import UUID
 
 from django.db.models import Q
 
@@ -18,12 +19,23 @@ LOOK_AGAIN_SECONDS = 1.0
 
 
 class Claims:
-    """The queue as one run sees it. `deferred` and `streams` as for the `Dispatcher`."""
+    """The queue as one run sees it. `deferred`, `retries`, `streams` and `only` as for the `Dispatcher`."""
 
-    def __init__(self, health: Health, *, deferred: bool = False, streams: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        health: Health,
+        *,
+        deferred: bool = False,
+        retries: bool = False,
+        streams: Collection[str] | None = None,
+        only: Collection[UUID] | None = None,
+    ) -> None:
         self.health = health
         self.streams = None if streams is None else set(streams)
+        self.only = only
         self.statuses = [Status.DEFERRED] if deferred else [Status.QUEUED, Status.UNCERTAIN]
+        self.lanes = [self.statuses, [Status.DEFERRED]] if retries else [self.statuses]
+        """Each with an index of its own: one question about both would be answered by none."""
         self.suspects: list[Message] = []
         """What may have killed its workers: claimed alone, once this process has nothing else in hand."""
         self._urgent_mail: dict[tuple[object, ...], Asked] = {}
@@ -32,7 +44,7 @@ class Claims:
 
     def has_mail(self) -> bool:
         """Whether anything is due that is this run's business."""
-        return self._due().exists()
+        return any(due.exists() for due in self._due())
 
     def is_blocked(self, *, in_seconds: float = 0, whatever_the_limits: bool = False) -> bool:
         """Whether mail is due, or will be then, that no provider can take now.
@@ -40,7 +52,7 @@ class Claims:
         `whatever_the_limits`: nor could it, had no provider a limit.
         """
         can_go = self._can_go(whatever_the_limits=whatever_the_limits)
-        return can_go is not None and self._due(in_seconds=in_seconds).exclude(can_go).exists()
+        return can_go is not None and any(due.exclude(can_go).exists() for due in self._due(in_seconds=in_seconds))
 
     def batch(self, *, most: int | None) -> int:
         """How many to claim at once, and no more than `most`."""
@@ -75,13 +87,18 @@ class Claims:
             self._urgent_mail[question] = Asked(urgent.filter(status__in=self.statuses).due())
         return self._take(urgent, lease, limit=limit) if self._urgent_mail[question].is_any() else None
 
+    def take_retries(self, lease: Lease, *, limit: int) -> Claim | None:
+        """The next that were deferred before, where they are this run's business beside the others."""
+        return self._take(self._candidates(), lease, limit=limit, statuses=[Status.DEFERRED])
+
     def take_suspect_or_more_urgent(self, lease: Lease, *, limit: int) -> Claim | None:
         """The most urgent of those that may have killed their workers; or first what goes before it."""
         suspect = min(self.suspects, key=lambda message: message.priority)
         if claim := self.take_more_urgent(lease, than=suspect.priority, limit=limit):
             return claim
         self.suspects.remove(suspect)
-        return self._take(Message.objects.filter(pk=suspect.pk), lease, limit=1, is_suspect=True)
+        any_lane = [status for lane in self.lanes for status in lane]
+        return self._take(Message.objects.filter(pk=suspect.pk), lease, limit=1, is_suspect=True, statuses=any_lane)
 
     def set_suspects_aside(self, claim: Claim) -> list[Message]:
         """The messages of the claim, but for suspects: they are given back, to be taken alone later."""
@@ -93,14 +110,24 @@ class Claims:
             self.suspects += suspects
         return [message for message in claim.messages if not message.is_suspect]
 
-    def _take(self, candidates: MessageQuerySet, lease: Lease, *, limit: int, is_suspect: bool = False) -> Claim | None:
+    def _take(
+        self,
+        candidates: MessageQuerySet,
+        lease: Lease,
+        *,
+        limit: int,
+        is_suspect: bool = False,
+        statuses: Sequence[Status] = (),
+    ) -> Claim | None:
         messages = candidates.claim(
-            lease, statuses=self.statuses, seconds=self.health.settings.lease_seconds, limit=limit
+            lease, statuses=statuses or self.statuses, seconds=self.health.settings.lease_seconds, limit=limit
         )
         return Claim(messages, lease, is_suspect) if messages else None
 
-    def _due(self, *, in_seconds: float = 0) -> MessageQuerySet:
-        return self._of_our_streams().filter(status__in=self.statuses).due(since_seconds=-in_seconds)
+    def _due(self, *, in_seconds: float = 0) -> list[MessageQuerySet]:
+        """One for each lane."""
+        mine = self._of_our_streams().due(since_seconds=-in_seconds)
+        return [mine.filter(status__in=lane) for lane in self.lanes]
 
     def _candidates(self) -> MessageQuerySet:
         """What some provider can take now, suspects apart."""
@@ -111,7 +138,8 @@ class Claims:
         return mine.exclude(pk__in=[message.pk for message in self.suspects]) if self.suspects else mine
 
     def _of_our_streams(self) -> MessageQuerySet:
-        return Message.objects.all() if self.streams is None else Message.objects.filter(stream__in=self.streams)
+        mine = Message.objects.all() if self.only is None else Message.objects.filter(pk__in=list(self.only))
+        return mine if self.streams is None else mine.filter(stream__in=self.streams)
 
     def _can_go(self, *, whatever_the_limits: bool = False) -> Q | None:
         """The mail that some provider can take now; None when that is all of it."""

@@ -118,6 +118,12 @@ class Composer:
         self._missed_storage = False
         """Whether it was said that the storage of attachments is away: once in a run."""
 
+    def begin_anew(self) -> None:
+        """Forget what it has said and seen in this run, so that its memory does not grow with the jobs there are."""
+        self._good_jobs.clear()
+        self._streaks.clear()
+        self._missed_storage = False
+
     def compose(self, item: Item) -> None:
         """Give the item its email, or the verdict on what can't be composed, unless it has that already.
 

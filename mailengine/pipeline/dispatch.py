@@ -19,6 +19,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from itertools import count
 from threading import Event, Thread
+from typing import Protocol
 from uuid import UUID
 
 from django.db import Error as DatabaseFault
@@ -62,6 +63,8 @@ NEVER_SENT = Outcome(
 )
 LAST_TRIES_SECONDS = 2.0
 """For how long a run that is over still tries to reach the database, when nothing is lost without it."""
+TURNS = 2**31
+"""The number of a turn fits into its column, in a run of months too: it begins again."""
 
 
 @dataclass
@@ -78,6 +81,20 @@ class Turn:
     is_durable: bool = False
 
 
+class Duty(Protocol):
+    """What a run that does not end by itself has to do besides sending."""
+
+    @property
+    def interval(self) -> float:
+        """Seconds that it waits for news at most."""
+
+    def do_some(self, *, is_idle: bool) -> bool:
+        """Do a short piece of what is due, since nothing begins meanwhile; whether something was done.
+
+        `is_idle`: there is nothing to send.
+        """
+
+
 def dispatch_slice(*, max_time: float = 50, limit: int | None = None, stop: Event | None = None) -> Report:
     """Send what is queued and due, for at most `max_time` seconds and `limit` messages: what `send_mail` runs.
 
@@ -91,7 +108,8 @@ class Dispatcher:
     """One run over the queue.
 
     `deferred=True` sends what is deferred and due and touches nothing else; otherwise what is queued, and the
-    uncertain mail whose window is over. `streams` restricts it to some streams.
+    uncertain mail whose window is over; with `retries=True` both, and then deferred mail never takes more than half of
+    the senders. `streams` restricts it to some streams, `only` to some messages: that is all it touches then.
     """
 
     def __init__(
@@ -99,7 +117,9 @@ class Dispatcher:
         command: str,
         *,
         deferred: bool = False,
+        retries: bool = False,
         streams: Collection[str] | None = None,
+        only: Collection[UUID] | None = None,
         max_time: float | None = 50,
         limit: int | None = None,
         stop: Event | None = None,
@@ -108,7 +128,7 @@ class Dispatcher:
     ) -> None:
         self.settings = settings or get_settings()
         self.using = router.db_for_write(Message)
-        self.deferred = deferred
+        self.touches_others = not deferred and only is None
         self.limit = limit
         self.stop = stop or Event()
         self.on_progress = on_progress
@@ -116,23 +136,30 @@ class Dispatcher:
         self.report = Report(command)
         self.health = Health(self.settings)
         self.team: Team[Call] = Team(self._team_size(), grace_seconds=self.settings.lease_margin_seconds / 2)
-        self.claims = Claims(self.health, deferred=deferred, streams=streams)
+        self.claims = Claims(self.health, deferred=deferred, retries=retries, streams=streams, only=only)
         self.in_flight: dict[UUID, Item] = {}
         self.ended: list[tuple[Item, Outcome]] = []
         """What came of handovers, until it is durable."""
         self.turn: Turn | None = None
         """The one under way: an error leaves it behind, and the worker's row knows whether it was committed."""
         self.turn_numbers = count(1)
-        composer = Composer(self.health)
-        self.stock = Stock(composer, self.health, self.team)
-        self.ledger = Ledger(self.health, composer, self.report)
+        self.composer = Composer(self.health)
+        self.stock = Stock(self.composer, self.health, self.team)
+        self.ledger = Ledger(self.health, self.composer, self.report)
         self.worker: Worker | None = None
         self.direct: Claim | None = None
         """The one message of `run_direct()`."""
         self.is_dry = False
         """Whether there was nothing left to claim when it last looked."""
+        self.has_retries = False
+        """Whether there may be deferred mail left to claim, besides."""
+        self.has_news = False
+        """Whether somebody has queued something since it last looked."""
+        self.duty: Duty | None = None
+        """In `run_on()`."""
         self.looked_at = 0.0
         self.looked_beside_at = 0.0
+        self.looked_for_retries_at = float("-inf")
         self.saw_mail = False
         self.heartbeat_at = 0.0
         self.alarms: list[Thread] = []
@@ -154,6 +181,24 @@ class Dispatcher:
             self._persist(self._look_back)
         return self.report
 
+    def run_on(self, duty: Duty) -> Report:
+        """Send until it is time to stop, with `duty` between the turns; where nothing is left to do, wait for news."""
+        self.duty = duty
+        with self._orderly_end():
+            self._persist(self._sign_on)
+            while not self._is_over():
+                self._persist(self._look_around)
+                self._loop()
+                if not self._do_duty(is_idle=True):
+                    self._rest(duty.interval)
+        return self.report
+
+    def tell_news(self) -> None:
+        """Somebody has queued something: let a run look for it at once. For any thread."""
+        if not self.has_news:
+            self.has_news = True
+            self.team.wake()
+
     def run_direct(self, message: Message, lease: Lease) -> Report:
         """Send this one message, held under `lease`, and nothing else; it ends in a final state or is kept."""
         self.ledger.is_direct = self.is_dry = True
@@ -173,10 +218,30 @@ class Dispatcher:
     def _loop(self) -> None:
         while not self._is_done():
             self._persist(self._step)
+            self._do_duty(is_idle=False)
+
+    def _is_over(self) -> bool:
+        return self._must_stop() or self._left == 0
+
+    def _do_duty(self, *, is_idle: bool) -> bool:
+        """Do a piece of what there is to do besides; whether something was done, which may have given mail to send."""
+        done: list[bool] = []
+        if self.duty is not None and not self._must_stop():
+            duty = self.duty
+            self._persist(lambda: done.append(duty.do_some(is_idle=is_idle)))
+        self.has_news = self.has_news or any(done)
+        return any(done)
+
+    def _rest(self, seconds: float) -> None:
+        """Wait for news, for what comes late, or for the end; and ask the database nothing."""
+        ends_at = time.monotonic() + seconds
+        while not (self.has_news or self.ended or self._is_over()) and (left := ends_at - time.monotonic()) > 0:
+            self._collect(wait_seconds=min(left, WAIT_SECONDS))
 
     def _step(self) -> None:
         """One turn: record what has ended, begin what can go, claim what comes next; all in one commit."""
         self._collect(wait_seconds=self._patience())
+        self._hear_news()
         turn = self._next_turn()
         stock_count = len(self.stock)
         # By itself: it may write into a provider's row, and messages are locked before providers.
@@ -193,7 +258,7 @@ class Dispatcher:
                 self._begin(turn, rows)
             if self.ledger.given_back.total() > returned_count or any(item.is_probe for item, _outcome in turn.ended):
                 self.is_dry = self.ledger.is_direct  # there may be something that can go at once
-            claim = claim or self._claim()
+            claim = claim or self._claim() or self._claim_retries()
             if turn.ended or claim or len(self.stock) < stock_count:
                 self._heartbeat(turn)
             else:
@@ -210,14 +275,19 @@ class Dispatcher:
             self.on_progress(self.report)
 
     def _collect(self, *, wait_seconds: float) -> None:
-        """Wait for a handover to end, and note what came of each message that it carried."""
+        """Wait for a handover to end, and note what came of each message that it carried; or for news."""
         for call, outcomes in self.team.collect(wait_seconds=wait_seconds):
             self.ended += zip(call.items, outcomes, strict=True)
             if any(isinstance(outcome, CallRefused) for outcome in outcomes):
                 self.stock.note_refused_call(call.provider)
 
+    def _hear_news(self) -> None:
+        if self.has_news:
+            self.has_news = self.is_dry = False
+            self.looked_beside_at = float("-inf")
+
     def _next_turn(self) -> Turn:
-        self.turn = Turn(next(self.turn_numbers), self.report.copy(), list(self.ended))
+        self.turn = Turn(next(self.turn_numbers) % TURNS, self.report.copy(), list(self.ended))
         return self.turn
 
     def _settle(self, turn: Turn, rows: Mapping[UUID, Hold]) -> None:
@@ -259,7 +329,7 @@ class Dispatcher:
 
     def _is_through(self) -> bool:
         """Whether there is nothing left to do, nor will be in a moment."""
-        if not self.is_dry or self.stock or (self.claims.suspects and self._batch() > 0):
+        if not self.is_dry or self.has_retries or self.stock or (self.claims.suspects and self._batch() > 0):
             return False
         if self.ledger.is_direct or self.worker is None or self._left == 0:
             return True
@@ -290,7 +360,7 @@ class Dispatcher:
             return min(pause_seconds, WAIT_SECONDS)
         if self.stock.can_begin():
             return WAIT_SECONDS if self.in_flight and self._must_stop() else 0
-        if not self.in_flight and not self.stock and not self.is_dry:
+        if not self.in_flight and not self.stock and (self.has_retries or not self.is_dry):
             return 0
         if not self.stock or not self.health.limits.bind():
             return WAIT_SECONDS
@@ -351,7 +421,7 @@ class Dispatcher:
 
     def _keep_house(self) -> None:
         """Before the first claim: rescue what lost workers left, close what has expired, look for work."""
-        if not self.deferred:
+        if self.touches_others:
             if Message.objects.overdue_leases().exists():
                 self.report.rescued += self._rescue()
             if Message.objects.expired().exists():
@@ -369,6 +439,29 @@ class Dispatcher:
         return Message.objects.rescue(
             window=lambda message: window_seconds(message, settings=self.settings), must_stop=self._must_stop
         )
+
+    def _sign_on(self) -> None:
+        self.health.refresh()
+        if self.worker is None:
+            self.worker = Worker.objects.register(self.report.command)
+
+    def _look_around(self) -> None:
+        """Whether anything is due: that is all it asks, as long as nothing is."""
+        was_told, self.has_news = self.has_news, False
+        found = not was_told and self.claims.has_mail()
+        self.is_dry = not (was_told or found or self.ended)
+        self.has_retries = found and len(self.claims.lanes) > 1
+        if not was_told:
+            self.looked_for_retries_at = time.monotonic()
+        self._heartbeat_if_due()
+
+    def begin_anew(self) -> None:
+        """Forget what each run finds out for itself, as one that goes on for days must now and then."""
+        self.team.size = self._team_size()
+        self.composer.begin_anew()
+        self.stock.begin_anew()
+        self.health.begin_anew()
+        self.alarms = [thread for thread in self.alarms if thread.is_alive()]
 
     def _look_back(self) -> None:
         if self.report.stopped == "done" and self.saw_mail:
@@ -516,6 +609,30 @@ class Dispatcher:
             if limit > 0 and (owed := self.claims.take_owed(stream, lease, limit=limit)):
                 messages += owed.messages
         return Claim(messages, lease)
+
+    def _claim_retries(self) -> Claim | None:
+        """Take deferred mail as well, where that is this run's business: never more than half of the senders can send.
+
+        So new mail finds a sender, however much there is that has failed before.
+        """
+        may_have_more = self.has_retries or time.monotonic() >= self.looked_for_retries_at + LOOK_AGAIN_SECONDS
+        if len(self.claims.lanes) < 2 or not may_have_more or self._may_not_claim():
+            return None
+        if self.claims.suspects:
+            self.has_retries = False  # each of them waits for empty hands
+            return None
+        if self.health.only_probes() and not self.is_dry:
+            return None  # new mail makes the better probe
+        items = (*self.stock, *self.in_flight.values())
+        in_hand = sum(item.message.claimed_from == Status.DEFERRED for item in items)
+        limit = min(max(self.team.size // 2, 1) - in_hand, self._batch())
+        if limit <= 0:
+            self.has_retries = self.has_retries and in_hand > 0
+            return None
+        self.looked_for_retries_at = time.monotonic()
+        claim = self.claims.take_retries(self._lease(), limit=limit)
+        self.has_retries = claim is not None and len(claim.messages) == limit
+        return claim
 
     def _claim_beside(self) -> Claim | None:
         """Where the stock waits for a provider, slow or limited: take mail of other streams, lest it wait as well."""

@@ -26,9 +26,11 @@ from ..errors import InvalidAddress, InvalidMail
 from ..headers import UNSTORABLE, checked_line
 from ..models import IdempotencyKey, JobRecipients, Message, MessageJob, Priority
 from ..models.bulk import insert
+from ..models.waking import wake_workers
 from .audience import find_audience
 from .checked import checked_json, checked_mapping, listed
 from .draft import Draft, Recipient, draft_of, recipients_of, rendered
+from .kicks import kick
 from .merge import compile_template
 from .outage import persist
 
@@ -123,10 +125,15 @@ def queue_message(
 
     def store() -> Message:
         if terms.expires_at is None:
-            return store_message(draft, recipients, terms, now=db_now())
-        now = read_now(using)
-        _check_times(terms, now=now)
-        return store_message(draft, recipients, terms, now=now)
+            message = store_message(draft, recipients, terms, now=db_now())
+        else:
+            now = read_now(using)
+            _check_times(terms, now=now)
+            message = store_message(draft, recipients, terms, now=now)
+        wake_workers(using)
+        if terms.send_at is None:
+            kick(message, using=using)
+        return message
 
     if idempotency_key is None:
         with transaction.atomic(using=using):
@@ -195,6 +202,7 @@ def queue_job(
             **vars(terms),
         )
         JobRecipients.objects.store(job, _pieces(entries))
+        wake_workers(using)
         return job
 
     if idempotency_key is None:

@@ -22,6 +22,7 @@ from ..errors import InvalidAddress, InvalidMail, UnknownAudience
 from ..models import Message, MessageJob
 from ..models.jobs import PROBLEMS_KEPT
 from ..models.locks import limit_lock_waits
+from ..models.waking import wake_workers
 from .audience import find_audience
 from .checked import checked_json
 from .enqueue import PIECE, check_merge_fields
@@ -56,6 +57,11 @@ class ExpansionReport:
     @property
     def is_empty(self) -> bool:
         return not (self.jobs or self.paused or self.followed or self.jobs_done)
+
+    def add(self, other: ExpansionReport) -> None:
+        """Add the counts of another process."""
+        for name in ("jobs", "messages", "duplicates", "malformed", "paused", "postponed", "followed", "jobs_done"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def as_dict(self) -> dict[str, Any]:
         return {**vars(self), "seconds": round(self.seconds, 3)}
@@ -107,6 +113,8 @@ class Expander:
     limit: int | None
     stop: Event
     on_progress: Callable[[ExpansionReport], None] | None
+    is_patient: bool = True
+    """Whether it waits for a database that is away; otherwise its job is left for later, and others need not wait."""
     report: ExpansionReport = field(default_factory=ExpansionReport)
     using: str = field(default_factory=lambda: router.db_for_write(Message))
     _failures: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -118,7 +126,8 @@ class Expander:
         for pk in self._persist(lambda: list(MessageJob.objects.due().values_list("pk", flat=True))):
             if self._must_stop():
                 break
-            self._expand(pk)
+            for _piece in self.expand(pk):
+                pass
         self.report.jobs_done = self._persist(MessageJob.objects.finish)
         self.report.seconds = time.monotonic() - started_at
         return self.report
@@ -135,24 +144,38 @@ class Expander:
         return True
 
     def _persist(self, work: Callable[[], T], *, recover: Callable[[], None] | None = None) -> T:
-        return persist(work, using=self.using, must_stop=self._must_stop, recover=recover)
+        must_stop = self._must_stop if self.is_patient else lambda: True
+        return persist(work, using=self.using, must_stop=must_stop, recover=recover)
 
     def _follow_jobs(self) -> None:
-        """Let messages follow a job that was cancelled or resumed; Begin has held them back since that moment."""
+        for _piece in self.follow_jobs():
+            if self._must_stop():
+                return
+
+    def follow_jobs(self) -> Iterator[None]:
+        """Let messages follow a job that was cancelled or resumed; Begin has held them back since that moment.
+
+        A piece is done each time that the next value is asked for.
+        """
         for job in MessageJob.objects.filter(unsettled=True).only("status"):
             while followed := Message.objects.follow(job, limit=FOLLOW_BATCH):
                 self.report.followed += followed
-                if self._must_stop():
-                    return
+                yield
             MessageJob.objects.filter(pk=job.pk, status=job.status).update(unsettled=False)
 
-    def _expand(self, pk: int) -> None:
+    def expand(self, pk: int) -> Iterator[None]:
+        """Make the messages of this job, a piece each time that the next value is asked for.
+
+        Whatever goes wrong is the job's business alone: it is paused, or left for later.
+        """
         try:
             job = self._persist(MessageJob.objects.filter(pk=pk).select_related("content").first)
             if job is None or not self._persist(job.start):
                 return
             self.report.jobs += 1
-            self._persist(lambda: self._make_messages(job), recover=lambda: self._catch_up(job))
+            pieces = Pieces(self, job)
+            while self._persist(pieces.make_one, recover=pieces.start_again) and not self._must_stop():
+                yield
         except (UnknownAudience, InvalidMail) as error:
             self._pause(pk, str(error))
         except Exception as error:
@@ -169,22 +192,20 @@ class Expander:
     def _pause(self, pk: int, reason: str) -> None:
         self.report.paused += self._persist(lambda: MessageJob.objects.filter(pk=pk).pause(f"paused: {reason}"))
 
-    def _make_messages(self, job: MessageJob) -> None:
-        """Make the messages that are missing, from where the job's cursor stands."""
-        entries = _entries(job)
-        is_last = False
-        while not is_last and not self._must_stop():
-            size = PIECE if self.limit is None else min(PIECE, self.limit - self.report.messages)
-            batch = self._next(job, entries, size)
-            is_last = len(batch) < size
-            if any(entry.merge_data is not None for entry in batch):
-                check_merge_fields(job.subject, job.text, job.html)
-            if not self._write(job, batch, is_last=is_last):
-                return  # another run has this piece, or the job was stopped
-            if self.on_progress is not None:
-                self.on_progress(self.report)
+    def make_piece(self, job: MessageJob, entries: Iterator[Entry]) -> bool:
+        """Make the messages of the next piece; whether there may be another."""
+        size = PIECE if self.limit is None else min(PIECE, self.limit - self.report.messages)
+        batch = self._next(job, entries, size)
+        is_last = len(batch) < size
+        if any(entry.merge_data is not None for entry in batch):
+            check_merge_fields(job.subject, job.text, job.html)
+        if not self._write(job, batch, is_last=is_last):
+            return False  # another run has this piece, or the job was stopped
+        if self.on_progress is not None:
+            self.on_progress(self.report)
+        return not is_last
 
-    def _catch_up(self, job: MessageJob) -> None:
+    def catch_up(self, job: MessageJob) -> None:
         """Read where the job stands: a commit whose answer was lost has moved its cursor, and is counted now."""
         made, duplicates, malformed = job.message_count, job.duplicate_count, job.malformed_count
         with transaction.atomic(using=self.using):
@@ -217,6 +238,7 @@ class Expander:
                 return False
             rows = ((key, exact, merge_data) for key, (exact, merge_data) in looked_through.good.items())
             made = Message.objects.insert_many(job, rows, now=read_now(self.using))
+            wake_workers(self.using)
             duplicates = looked_through.duplicates + len(looked_through.good) - made
             job.advance(
                 to=job.cursor + len(batch),
@@ -234,6 +256,23 @@ class Expander:
         self.report.duplicates += duplicates
         self.report.malformed += len(looked_through.problems)
         return True
+
+
+class Pieces:
+    """What is left to be made of a job, from where its cursor stands."""
+
+    def __init__(self, expander: Expander, job: MessageJob) -> None:
+        self.expander = expander
+        self.job = job
+        self.entries = _entries(job)
+
+    def make_one(self) -> bool:
+        return self.expander.make_piece(self.job, self.entries)
+
+    def start_again(self) -> None:
+        """After an error of the database, which may have cost the audience its connection, too."""
+        self.expander.catch_up(self.job)
+        self.entries = _entries(self.job)
 
 
 def _sort(job: MessageJob, entries: Iterable[Entry]) -> Sorted:

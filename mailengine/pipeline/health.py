@@ -69,6 +69,11 @@ class Health:
             self.limits.forget()
             self.incidents.enter()
 
+    def begin_anew(self) -> None:
+        """Draw again which provider goes first, where that is left to chance."""
+        self._leads.clear()
+        self._candidates.clear()
+
     # What may go, and where
 
     def usable_streams(self, *, is_bulk: bool = False, whatever_the_limits: bool = False) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -48,13 +49,13 @@ def dispatch_in_processes(command: str, *, count: int, limit: int | None, stop: 
     total = Report(command)
     team = []
     for number in range(count):
-        share = None if limit is None else limit // count + (number < limit % count)
+        share = share_of(limit, number=number, count=count)
         if share == 0:
             continue
         ours, theirs = context.Pipe(duplex=False)
         work = (theirs, command, {**options, "limit": share})
         process = context.Process(target=_work, args=work, name=f"{command}-{number + 1}")
-        with _signals_blocked():
+        with signals_blocked():
             process.start()
         theirs.close()
         team.append((process, ours))
@@ -70,19 +71,25 @@ def dispatch_in_processes(command: str, *, count: int, limit: int | None, stop: 
             total.add(pipe.recv())
         process.join()
         if process.exitcode:
-            total.failed.append(f"{process.name} {_ending(process.exitcode)}")
+            total.failed.append(f"{process.name} {ending(process.exitcode)}")
     total.seconds = time.monotonic() - started_at
     return total
 
 
-def _ending(exitcode: int) -> str:
+def share_of(limit: int | None, *, number: int, count: int) -> int | None:
+    """What process `number` of `count` may do of `limit`, as equally as whole numbers allow; None: no limit."""
+    return None if limit is None else limit // count + (number < limit % count)
+
+
+def ending(exitcode: int) -> str:
+    """How a process ended, that did not end well."""
     if exitcode < 0:
         return f"was killed by signal {-exitcode} ({signal.strsignal(-exitcode)})"
     return "failed, see above"
 
 
 @contextmanager
-def _signals_blocked() -> Iterator[None]:
+def signals_blocked() -> Iterator[None]:
     """Hold signals back from a process that starts in here, until it can deal with them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -92,7 +99,35 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _work(pipe: Connection, command: str, options: dict[str, Any]) -> None:
-    """What each process does."""
+    """What each process of one run does."""
+    stop = _set_up()
+    from .dispatch import Dispatcher  # it imports models, which have to wait for the line above
+
+    dispatcher = Dispatcher(command, stop=stop, **options)
+    with _ending_well():
+        try:
+            dispatcher.run()
+        finally:
+            pipe.send(dispatcher.report)
+
+
+def work_on(pipe: Connection, options: dict[str, Any]) -> None:
+    """What each process of a `Supervisor` does; `options` are those of `MailWorker`."""
+    stop = _set_up()
+    threading.Thread(target=_stop_with_parent, args=(pipe, stop), name="mailengine-parent", daemon=True).start()
+    from .worker import MailWorker
+
+    worker = MailWorker(stop=stop, **options)
+    with _ending_well():
+        try:
+            worker.run()
+        finally:
+            with suppress(OSError):  # there may be nobody any more to hear it
+                pipe.send((worker.dispatcher.report, worker.expansion))
+
+
+def _set_up() -> StopFlag:
+    """Prepare this process: Django, and what a signal sets."""
     stop = StopFlag()
     for number in SIGNALS:
         signal.signal(number, lambda *_: stop.set())
@@ -100,14 +135,23 @@ def _work(pipe: Connection, command: str, options: dict[str, Any]) -> None:
     import django
 
     django.setup()
-    from .dispatch import Dispatcher  # it imports models, which have to wait for the line above
+    return stop
 
-    dispatcher = Dispatcher(command, stop=stop, **options)
+
+@contextmanager
+def _ending_well() -> Iterator[None]:
+    """Let nothing that comes late disturb the end of this process."""
     try:
-        dispatcher.run()
+        yield
     except DatabaseLost as error:
         sys.exit(f"{multiprocessing.current_process().name}: {error}")
     finally:
         for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # it ends anyway, and well
-        pipe.send(dispatcher.report)
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _stop_with_parent(pipe: Connection, stop: Event) -> None:
+    """Wait for the end of the parent, who never says a word: its death closes the pipe."""
+    with suppress(EOFError, OSError):
+        pipe.recv()
+    stop.set()

@@ -66,7 +66,7 @@ class Team(Generic[T]):
         self._overdue: set[Task[T]] = set()
         self._threads: list[threading.Thread] = []
         self._inbox: SimpleQueue[Task[T] | Connection | None] = SimpleQueue()
-        self._outbox: SimpleQueue[tuple[Task[T], list[Outcome]]] = SimpleQueue()
+        self._outbox: SimpleQueue[tuple[Task[T], list[Outcome]] | None] = SimpleQueue()
         self._idle: dict[str, list[Connection]] = defaultdict(list)
 
     @property
@@ -101,17 +101,25 @@ class Team(Generic[T]):
         thread.start()
         self._threads.append(thread)
 
+    def wake(self) -> None:
+        """Let the owner, who may be waiting in `collect()`, go on at once. For any thread."""
+        self._outbox.put(None)
+
     def collect(self, *, wait_seconds: float) -> list[tuple[T, list[Outcome]]]:
         """The handovers that have ended, with what came of each of their emails.
 
-        It waits for the first for so long, and for its company, if any is under way, a few milliseconds. One that was
-        overdue comes a second time, should its backend come back with more than a doubt.
+        It waits for the first for so long, and for its company, if any is under way, a few milliseconds; no longer than
+        until somebody wakes it. One that was overdue comes a second time, should its backend come back with more than
+        a doubt.
         """
         found: list[tuple[T, list[Outcome]]] = []
         ends_at = time.monotonic() + wait_seconds
         with suppress(Empty):
             while self.busy_count or self._overdue or wait_seconds:
-                task, outcomes = self._outbox.get(timeout=max(ends_at - time.monotonic(), 0))
+                arrived = self._outbox.get(timeout=max(ends_at - time.monotonic(), 0))
+                if arrived is None:
+                    break
+                task, outcomes = arrived
                 self._idle[task.connection.alias].append(task.connection)
                 if task in self._overdue:
                     self._overdue.remove(task)

@@ -130,6 +130,10 @@ class Stock:
         """A call of many was refused as a whole by this provider: in this run it gets mail one by one."""
         self._one_by_one.add(alias)
 
+    def begin_anew(self) -> None:
+        """Let providers have calls of many again."""
+        self._one_by_one.clear()
+
     def _plan(self, items: Iterable[Item], *, most: int, busy: Mapping[str, int]) -> list[Call]:
         """What can begin next, in at most so many calls: in order, each with all that may go with its first item."""
         calls: list[Call] = []

@@ -11,6 +11,7 @@ from pathlib import Path
 
 COMMANDS = ("process_mail_jobs", "send_mail", "retry_deferred")
 PURGE = "purge_mail --days 90"
+WORKER = "mail_worker"
 
 
 def crontab_lines() -> str:
@@ -32,10 +33,31 @@ def systemd_units() -> str:
     return "\n".join([*units, f"# systemctl daemon-reload && systemctl enable --now {timers}\n"])
 
 
+def worker_unit() -> str:
+    """A service that goes on for ever and replaces the timers but for the nightly one, and how to start it."""
+    name = _unit_name(WORKER)
+    return f"""\
+# Or, instead of all timers but {_unit_name(PURGE)}.timer:
+# /etc/systemd/system/{name}.service
+[Unit]
+Description=mailengine: {WORKER}
+After=network-online.target
+Wants=network-online.target
+
+[Service]
+Type=exec
+{_execution(WORKER)}Restart=always
+RestartSec=5
+
+[Install]
+WantedBy=multi-user.target
+
+# systemctl daemon-reload && systemctl enable --now {name}.service
+"""
+
+
 def _unit(command: str, *, every: str) -> str:
     name = _unit_name(command)
-    python, script = map(_quoted, _program())
-    environment = f"Environment=DJANGO_SETTINGS_MODULE={module}\n" if (module := _settings_module()) else ""
     return f"""\
 # /etc/systemd/system/{name}.service
 [Unit]
@@ -43,10 +65,7 @@ Description=mailengine: {command}
 
 [Service]
 Type=oneshot
-User={getpass.getuser()}
-{environment}ExecStart={python} {script.replace("$", "$$")} {command}
-TimeoutStopSec=90
-
+{_execution(command)}
 # /etc/systemd/system/{name}.timer
 [Unit]
 Description=mailengine: when to run {command}
@@ -57,6 +76,17 @@ AccuracySec=1s
 
 [Install]
 WantedBy=timers.target
+"""
+
+
+def _execution(command: str) -> str:
+    """Who runs what, and how long it may take to stop: longer than `SEND_DEADLINE_SECONDS`."""
+    python, script = map(_quoted, _program())
+    environment = f"Environment=DJANGO_SETTINGS_MODULE={module}\n" if (module := _settings_module()) else ""
+    return f"""\
+User={getpass.getuser()}
+{environment}ExecStart={python} {script.replace("$", "$$")} {command}
+TimeoutStopSec=90
 """
 
 

@@ -10,7 +10,7 @@ import pytest
 from django.core.management import call_command
 
 from mailengine import queue_mail
-from mailengine.reporting.schedule import crontab_lines, systemd_units
+from mailengine.reporting.schedule import crontab_lines, systemd_units, worker_unit
 from tests.commands.programs import ROOT, database_url, environment, relay, run
 
 COMMANDS = ["process_mail_jobs", "send_mail", "retry_deferred", "purge_mail"]
@@ -62,19 +62,30 @@ def test_the_shell_reads_crontab_lines_right_whatever_the_paths(folder, at):
     ]
 
 
+def test_the_schedule_has_a_worker_to_replace_the_timers():
+    """C20"""
+    printed = run("mail_status", "--schedule").stdout
+
+    unit = printed[printed.index("# /etc/systemd/system/mailengine-mail-worker.service") :]
+    assert f"ExecStart={sys.executable} {ROOT}/manage.py mail_worker\n" in unit
+    assert "Restart=always" in unit
+    assert "OnCalendar" not in unit
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
 @pytest.mark.parametrize("folder", ["plain", "with a space", "100%", "for $5"])
 def test_systemd_takes_the_units(folder, at, tmp_path):
     """C20"""
     at(folder)
     paths = []
-    for path, unit in re.findall(r"# /etc/systemd/system/(\S+)\n(.*?)(?=\n# )", systemd_units(), re.DOTALL):
+    printed = f"{systemd_units()}\n{worker_unit()}"
+    for path, unit in re.findall(r"# /etc/systemd/system/(\S+)\n(.*?)(?=\n# )", printed, re.DOTALL):
         (tmp_path / path).write_text(unit)
         paths.append(tmp_path / path)
 
     ended = subprocess.run(["systemd-analyze", "verify", *paths], capture_output=True, text=True, check=False)
 
-    assert len(paths) == 8
+    assert len(paths) == 9
     assert (ended.returncode, ended.stderr) == (0, "")
 
 

@@ -32,6 +32,7 @@ OWN_COMMANDS = [
     "process_mail_jobs",
     "send_mail",
     "retry_deferred",
+    "mail_worker",
     "mail_status",
     "mail_provider",
     "purge_mail",

@@ -212,10 +212,19 @@ def test_an_unknown_provider_or_stream_is_named_with_the_nearest(mailengine):
         get_settings().stream("bilk")
 
 
+@pytest.mark.parametrize("name", ["KICK", "FAILOVER"])
+def test_a_switch_of_a_stream_is_true_or_false(mailengine, name):
+    """S08"""
+    mailengine(STREAMS={"bulk": {name: "yes"}, "own": {name: True}, "other": {name: False}})
+    assert f"[{name!r}] is 'yes'." in the_problem().text
+    streams = get_settings().streams
+    values = {stream: getattr(streams[stream], name.lower()) for stream in ("bulk", "own", "other")}
+    assert values == {"bulk": name == "FAILOVER", "own": True, "other": False}
+
+
 @pytest.mark.parametrize(
     "entries",
     [
-        {"STREAMS": {"bulk": {"KICK": True}}},
         {"STREAMS": {"bulk": {"UNDO_SECONDS": 60}}},
     ],
 )

@@ -10,7 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error as DatabaseFault
 from django.utils import translation
 
-from ...reporting.schedule import crontab_lines, systemd_units
+from ...reporting.schedule import crontab_lines, systemd_units, worker_unit
 from ...reporting.status import CRITICAL, GOOD, LEVELS, UNKNOWN, QueueStatus, queue_status
 from ..base import database_trouble, duration, failed_checks, in_words
 from ..providers import provider_lines
@@ -32,13 +32,13 @@ class Command(BaseCommand):
             help="exit with 0 good, 1 warning, 2 critical, 3 unknown, and say why in a line",
         )
         instead.add_argument(
-            "--schedule", action="store_true", help="print crontab lines and systemd timers for this project"
+            "--schedule", action="store_true", help="print crontab lines and systemd units for this project"
         )
         parser.add_argument("--json", action="store_true", help="print one JSON object on one line")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["schedule"]:
-            self.stdout.write(f"{crontab_lines()}\n{systemd_units()}", ending="")
+            self.stdout.write(f"{crontab_lines()}\n{systemd_units()}\n{worker_unit()}", ending="")
             return
         with translation.override("en"):  # as all that it says by itself
             self._tell(options)

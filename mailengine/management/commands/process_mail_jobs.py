@@ -29,7 +29,13 @@ class Command(SliceCommand):
                 stop=stop,
                 on_progress=None if draw is None else lambda report: draw(report.messages),
             )
-        self.say(NAME, summary(report), as_json=report.as_dict(), options=options, is_empty=report.is_empty)
+        self.say(
+            NAME,
+            f"{summary(report)} in {duration(report.seconds)}",
+            as_json=report.as_dict(),
+            options=options,
+            is_empty=report.is_empty,
+        )
 
     def _dry_run(self, options: dict[str, Any]) -> None:
         jobs = list(MessageJob.objects.due().values_list("pk", flat=True))
@@ -43,7 +49,7 @@ class Command(SliceCommand):
 
 
 def summary(report: ExpansionReport) -> str:
-    """What a run did, in one line without its name."""
+    """What a run did with jobs, in one line without its name."""
     parts = []
     if report.jobs:
         parts.append(f"{counted(report.messages, 'message')} from {counted(report.jobs, 'job')}{_left_out(report)}")
@@ -55,7 +61,7 @@ def summary(report: ExpansionReport) -> str:
         parts.append(f"{counted(report.followed, 'message')} cancelled or let go on with their job")
     if report.jobs_done:
         parts.append(f"{counted(report.jobs_done, 'job')} done")
-    return f"{'; '.join(parts)} in {duration(report.seconds)}"
+    return "; ".join(parts)
 
 
 def _left_out(report: ExpansionReport) -> str:
