@@ -22,6 +22,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 HOME = ROOT / "var" / "bench"
+LOCKS = HOME / "locks"
+"""Where the peers that lock themselves do so; emptied before each run."""
 REQUIREMENTS = HERE / "requirements.txt"
 START_SECONDS = 30
 
@@ -49,7 +51,7 @@ def make_virtualenv() -> Path:
 
 
 class PostfixTools:
-    """`smtp-sink` and `smtp-source`: those on PATH, or unpacked from Debian's package, which is not installed for it."""
+    """`smtp-sink` and `smtp-source`: those on PATH, or out of Debian's package, which need not be installed."""
 
     def __init__(self) -> None:
         self.env: dict[str, str] = {}
@@ -110,7 +112,7 @@ def postgres() -> Iterator[tuple[str, int | None, str]]:
         with (data / "postgresql.conf").open("a") as settings:
             settings.write(f"listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = ''\n")
         counting = ["-c", "shared_preload_libraries=pg_stat_statements", "-c", "pg_stat_statements.max=20000"]
-        for extra, remark in ((counting, "with pg_stat_statements"), ([], "")):
+        for extra in (counting, []):
             with (folder / "log").open("ab") as log:
                 command = [programs / "postgres", "-D", data, *extra]
                 process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, **as_user)  # type: ignore[call-overload]
@@ -119,8 +121,8 @@ def postgres() -> Iterator[tuple[str, int | None, str]]:
         else:
             raise Missing(f"PostgreSQL did not start:\n{(folder / 'log').read_text()[-2000:]}")
         try:
-            remark = f"default configuration {remark}".strip()
-            yield f"host=127.0.0.1 port={port} user=bench dbname=postgres", process.pid, remark
+            remark = " and pg_stat_statements" if extra else ""
+            yield f"host=127.0.0.1 port={port} user=bench dbname=postgres", process.pid, f"default settings{remark}"
         finally:
             process.send_signal(2)  # SIGINT: end all sessions, then stop
             process.wait()
@@ -132,7 +134,7 @@ def _postgres_programs() -> Path:
     """The folder of `initdb`."""
     patterns = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin")
     folders = [Path(os.path.realpath(path)).parent for path in [shutil.which("initdb")] if path]
-    folders += [Path(name) for pattern in patterns for name in sorted(glob.glob(pattern), reverse=True)]  # noqa: PTH207
+    folders += [Path(name) for pattern in patterns for name in sorted(glob.glob(pattern), reverse=True)]
     for folder in folders:
         if (folder / "initdb").exists() and (folder / "postgres").exists():
             return folder

@@ -21,7 +21,7 @@ PLUMBING = r"^\s*(begin|commit|rollback|savepoint|release|start transaction|set|
 
 
 class Program:
-    """A program under measurement, started at once; its output goes to `log`."""
+    """A program under measurement, started at once and stopped with the block; its output goes to `log`."""
 
     def __init__(self, command: Iterable[object], env: Mapping[str, str], *, log: str) -> None:
         self.log = HOME / "logs" / f"{log}.log"
@@ -37,6 +37,12 @@ class Program:
         self.ended_at = self.cpu_seconds = 0.0
         self.memory = _Memory(self._process.pid)
         self.memory.start()
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
 
     @property
     def seconds(self) -> float:

@@ -257,18 +257,16 @@ def _urgent_goals(found: Found, engines: list[str]) -> list[Goal]:
 
 def _memory_goals(found: Found, engines: list[str]) -> list[Goal]:
     engine = "mailengine-worker-1" if "mailengine-worker-1" in engines else next(iter(engines), "")
-    queued = found.median("memory", engine, "queued")
-    names = [("memory of a worker", "rss", 120), ("its growth from 1,000 queued", "growth", 10)]
+    size, growth = found.median("memory", engine, "rss"), found.median("memory", engine, "growth")
+    queued = f"{found.median('memory', engine, 'queued') or 0:,.0f}"
     return [
-        Goal(
-            f"{what}, {queued:,.0f} queued" if queued else what,
-            most,
-            "MB",
-            None if (size := found.median("memory", engine, name)) is None else size / MB,
-            is_limit=True,
-        )
-        for what, name, most in names
+        Goal(f"memory of a worker, {queued} queued", 120, "MB", _in_mb(size), is_limit=True),
+        Goal(f"its growth from 1,000 to {queued} queued", 10, "MB", _in_mb(growth), is_limit=True),
     ]
+
+
+def _in_mb(size: float | None) -> float | None:
+    return None if size is None else size / MB
 
 
 def goals_table(reached: Iterable[Goal]) -> str:

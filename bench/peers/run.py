@@ -15,8 +15,10 @@ import datetime
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -37,6 +39,7 @@ def main() -> None:
     python = make_virtualenv()
     if Path(sys.prefix) != python.parent.parent:  # from here on in the peers' environment
         os.execv(python, [str(python), str(Path(__file__).resolve()), *sys.argv[1:]])  # noqa: S606
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that every server is ended
     sys.exit(_measure(options))
 
 
@@ -49,7 +52,7 @@ def _measure(options: argparse.Namespace) -> int:
     tools = PostfixTools()
     sizes = Sizes(
         drain=options.count,
-        drain_peers=options.peers_count or options.count,
+        drain_peers=options.peers_count,
         queue=options.queue_count,
         expand=options.expand_count,
         memory=options.memory_count,
@@ -120,8 +123,8 @@ def _facts(options: argparse.Namespace, postgresql: str, sqlite: str, mail: dict
         f"- {datetime.datetime.now(tz=datetime.timezone.utc):%d %B %Y}; {_machine()}",
         f"- {postgresql}; {sqlite}",
         f"- The peers: {peers}",
-        f"- mailengine {commit.stdout.strip()}: {ours.stdout.strip()}, {options.connections} connections in each process"
-        " where nothing else is said",
+        f"- mailengine {commit.stdout.strip()}: {ours.stdout.strip()}, {options.connections} connections in each"
+        " process where nothing else is said",
         f"- One mail is {mail['bytes']:,} bytes; medians of {options.repeats} runs (lowest to highest)",
     ]
 
@@ -137,9 +140,7 @@ def _machine() -> str:
     return f"{cores} cores{model}, {memory:.0f} GiB, {platform.system()} {platform.release().split('-')[0]}"
 
 
-def _write(
-    options: argparse.Namespace, rows: list[dict[str, object]], failures: list[str], facts: list[str]
-) -> int:
+def _write(options: argparse.Namespace, rows: list[dict[str, object]], failures: list[str], facts: list[str]) -> int:
     from engines import ENGINES
     from report import drawing, goals, goals_table, put_between_markers, tables
 
@@ -192,7 +193,7 @@ def _options() -> argparse.Namespace:
     add("--cases", type=_one_of(CASES), default=CASES, help=f"of {','.join(CASES)}; default: all")
     add("--products", type=_one_of(PRODUCTS), default=PRODUCTS, help=f"of {','.join(PRODUCTS)}; default: all")
     add("--count", type=int, metavar="N", help="mails to drain; default: 20,000")
-    add("--peers-count", type=int, metavar="N", help="the same for the peers; default: as many")
+    add("--peers-count", type=int, metavar="N", help="the same for the peers; default: 5,000")
     add("--queue-count", type=int, metavar="N", help="mails to queue, a fifth of them one by one; default: 5,000")
     add("--expand-count", type=int, metavar="N", help="recipients of the job to expand; default: 100,000")
     add("--memory-count", type=int, metavar="N", help="queued mails to measure memory with; default: 100,000")
@@ -202,7 +203,7 @@ def _options() -> argparse.Namespace:
     add("--page", type=Path, default=PAGE, help="write here; default: docs/reference/speed.md")
     options = parser.parse_args()
     full = {
-        "count": 20_000, "peers_count": 0, "queue_count": 5_000, "expand_count": 100_000, "memory_count": 100_000,
+        "count": 20_000, "peers_count": 5_000, "queue_count": 5_000, "expand_count": 100_000, "memory_count": 100_000,
         "memory_peers_count": 10_000, "repeats": 3,
     }  # fmt: skip
     for name, value in (QUICK if options.quick else full).items():
@@ -211,7 +212,7 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _one_of(known: tuple[str, ...]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _one_of(known: tuple[str, ...]) -> Callable[[str], list[str]]:
     def chosen(text: str) -> list[str]:
         names = text.split(",")
         if unknown := [name for name in names if name not in known]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from itertools import chain
 from typing import Any
 
 import django
@@ -21,7 +22,7 @@ APPS = {
 }
 # Each product alone, as in a project of its own: two of them have a command of the same name. All of them, to migrate.
 _product = os.environ["BENCH_PRODUCT"]
-_apps = sum(APPS.values(), []) if _product == "all" else APPS.get(_product, [])
+_apps = list(chain(*APPS.values())) if _product == "all" else APPS.get(_product, [])
 INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", *_apps]
 TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
 LOGGING_CONFIG = None
@@ -69,7 +70,7 @@ if django.VERSION < (6, 1):
     EMAIL_HOST = "127.0.0.1"
     EMAIL_PORT = _port
     MAILER_EMAIL_BACKEND = EMAIL_BACKEND
-    MAILER_LOCK_PATH = os.path.join(_home, "django_mailer")  # noqa: PTH118
+    MAILER_LOCK_PATH = os.path.join(_home, "locks", "django_mailer")
     CELERY_EMAIL_BACKEND = EMAIL_BACKEND
     CELERY_EMAIL_CHUNK_SIZE = 100
     POST_OFFICE = {"LOCK_FILE_NAME": "bench_post_office"}

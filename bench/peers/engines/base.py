@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-import support  # noqa: E402  of the folder above
-from support import addresses  # noqa: E402
+import support
+from environment import LOCKS
+from support import addresses
 
 words = functools.cache(support.words)
 """(subject, text, HTML) of the one mail that all of them send: 2 kB of text, 20 kB of HTML."""
@@ -57,7 +59,9 @@ class Engine:
         return ""
 
     def tidy(self) -> None:
-        """Take away what an earlier run left outside the database."""
+        """Take away what an earlier run left outside the database: the lock of a process that was ended, for one."""
+        shutil.rmtree(LOCKS, ignore_errors=True)
+        LOCKS.mkdir(parents=True)
 
     # In a process with Django set up
 

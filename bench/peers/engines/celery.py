@@ -33,6 +33,7 @@ class CeleryMail(Engine):
             return sum(client.llen(key) for key in queues) + client.hlen("unacked")
 
     def tidy(self) -> None:
+        super().tidy()
         import redis
 
         with redis.Redis.from_url(os.environ["BENCH_REDIS"]) as client:

@@ -163,6 +163,7 @@ class Limits:
     def orm_rows(count: int) -> float:
         """The rows that `queue_mail()` writes, content and message, by `save()` in one transaction each."""
         from django.db import transaction
+
         from mailengine.ids import uuid7
 
         message = _single_message()

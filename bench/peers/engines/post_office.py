@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from environment import HOME
+from environment import LOCKS
 
 from .base import SENDER, Engine, addresses, django_command, pieces, words
 
@@ -21,13 +21,7 @@ class PostOffice(Engine):
             self.env = {f"BENCH_PO_{name}": str(value) for name, value in settings.items()}
 
     def command(self) -> list[str]:
-        return django_command(
-            "send_queued_mail", "--processes", self.processes, "--lockfile", HOME / "post_office.lock"
-        )
-
-    def tidy(self) -> None:
-        for path in HOME.glob("post_office.lock*"):
-            path.unlink(missing_ok=True)
+        return django_command("send_queued_mail", "--processes", self.processes, "--lockfile", LOCKS / "post_office")
 
     def queue_many(self, count: int) -> None:
         from post_office import mail
