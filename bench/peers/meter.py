@@ -16,7 +16,8 @@ from environment import HOME, ROOT
 
 PUBLISHED_SECONDS = 1.1
 """A backend of PostgreSQL publishes its counters at most once a second, and when it ends."""
-SAMPLE_SECONDS = 0.1
+SAMPLE_SECONDS = 0.5
+"""To look for a program's children costs some milliseconds of the cores that are measured."""
 PLUMBING = r"^\s*(begin|commit|rollback|savepoint|release|start transaction|set|show|discard|deallocate)"
 
 

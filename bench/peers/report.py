@@ -294,7 +294,7 @@ PANELS = [
     Panel("Mails a second from SQLite, one process", "sqlite"),
     Panel("Seconds until half of the urgent mail has arrived while bulk mail is sent", "urgent", "p50", " s", 2, True),
 ]
-WIDTH, LABELS, NUMBERS, BAR, STEP = 760, 290, 80, 14, 22
+WIDTH, LABELS, NUMBERS, BAR, STEP = 780, 310, 80, 14, 22
 
 STYLE = """
     text { font: 13px system-ui, sans-serif; fill: #1f2328 }
@@ -325,7 +325,7 @@ def drawing(rows: Sequence[Row], titles: Mapping[str, str], products: Mapping[st
             product = products.get(engine, "limit")
             kind = product if product in ("mailengine", "limit") else "peer"
             length = max((WIDTH - LABELS - NUMBERS) * value / longest, 1)
-            label, end = html.escape(titles.get(engine, engine)), LABELS + length
+            label, end = html.escape(_short(titles.get(engine, engine))), LABELS + length
             parts += [
                 f'<text x="{LABELS - 8}" y="{y + 11}" text-anchor="end">{label}</text>',
                 f'<rect class="{kind}" x="{LABELS}" y="{y}" width="{length:.1f}" height="{BAR}"/>',
@@ -338,6 +338,11 @@ def drawing(rows: Sequence[Row], titles: Mapping[str, str], products: Mapping[st
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" role="img">\n'
         f"<title>{html.escape(words)}</title>\n<style>{STYLE}</style>\n" + "\n".join(parts) + "\n</svg>\n"
     )
+
+
+def _short(title: str) -> str:
+    """A product and the first thing that is said of it; the tables say the rest."""
+    return ", ".join(title.split(", ")[:2])
 
 
 def _in_words(found: Found, panel: Panel, titles: Mapping[str, str]) -> str:

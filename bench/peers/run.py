@@ -5,7 +5,7 @@
 
 It makes what it needs under var/bench: a virtualenv with the peers, a PostgreSQL server (or BENCH_PG names one), a
 Redis server, Postfix's smtp-sink. All listen on 127.0.0.1 alone, and end with the run. Exit code 1: an engine lost mail
-or sent some twice; nothing is written then but the raw rows.
+or sent some twice; nothing is written then but the raw rows, in var/bench/rows-*.json.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from environment import HERE, HOME, ROOT, PostfixTools, make_virtualenv, postgres, redis
 
@@ -40,7 +41,7 @@ def main() -> None:
     if Path(sys.prefix) != python.parent.parent:  # from here on in the peers' environment
         os.execv(python, [str(python), str(Path(__file__).resolve()), *sys.argv[1:]])  # noqa: S606
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that every server is ended
-    sys.exit(_measure(options))
+    sys.exit(_report(options, json.loads(options.rows.read_text())) if options.rows else _measure(options))
 
 
 def _measure(options: argparse.Namespace) -> int:
@@ -82,6 +83,7 @@ def _measure(options: argparse.Namespace) -> int:
             postgres=server, sqlite=sqlite, tools=tools, sizes=sizes, repeats=options.repeats,
             products=options.products, say=_say, env=env, is_quick=options.quick,
         )  # fmt: skip
+        raw = HOME / f"rows-{datetime.datetime.now(tz=datetime.timezone.utc):%Y%m%d-%H%M%S}.json"
         facts = _facts(options, server.version, sqlite.version, mail)
         _say("\n".join(facts))
         for case in options.cases:
@@ -90,7 +92,9 @@ def _measure(options: argparse.Namespace) -> int:
                 getattr(bench, case)()
             except Failed as error:
                 bench.failures.append(f"{case}: {error}")
-    return _write(options, bench.rows, bench.failures, facts)
+            found = {"facts": facts, "arguments": sys.argv[1:], "rows": bench.rows, "failures": bench.failures}
+            raw.write_text(json.dumps(found, indent=1))
+    return _report(options, found)
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:
@@ -140,13 +144,12 @@ def _machine() -> str:
     return f"{cores} cores{model}, {memory:.0f} GiB, {platform.system()} {platform.release().split('-')[0]}"
 
 
-def _write(options: argparse.Namespace, rows: list[dict[str, object]], failures: list[str], facts: list[str]) -> int:
+def _report(options: argparse.Namespace, found: dict[str, Any]) -> int:
+    """Write what was found into the page, unless something failed; the exit code."""
     from engines import ENGINES
     from report import drawing, goals, goals_table, put_between_markers, tables
 
-    raw = HOME / f"rows-{datetime.datetime.now(tz=datetime.timezone.utc):%Y%m%d-%H%M%S}.json"
-    raw.write_text(json.dumps({"facts": facts, "rows": rows, "failures": failures}, indent=1))
-    _say(f"Raw rows: {raw.relative_to(ROOT)}")
+    rows, failures = found["rows"], found["failures"]
     titles = {key: f"{engine.product}, {engine.title}" for key, engine in ENGINES.items()} | ROWS
     titles |= {key: engine.title for key, engine in ENGINES.items() if engine.product == "limit"}
     products = {key: engine.product for key, engine in ENGINES.items()}
@@ -156,11 +159,11 @@ def _write(options: argparse.Namespace, rows: list[dict[str, object]], failures:
     if failures:
         _say("FAILED, hence nothing is written:\n" + "\n".join(f"  {failure}" for failure in failures))
         return 1
-    command = " ".join(["python bench/peers/run.py", *sys.argv[1:]])
+    command = " ".join(["python bench/peers/run.py", *found["arguments"]])
     text = "\n\n".join(
         [
             f"`{command}` measured:",
-            "\n".join(facts),
+            "\n".join(found["facts"]),
             "![Bars of the figures below](speed.svg)",
             f"## Figures to reach\n\n{reached}",
             tables(rows, titles),
@@ -200,6 +203,7 @@ def _options() -> argparse.Namespace:
     add("--memory-peers-count", type=int, metavar="N", help="the same for the peers; default: 10,000")
     add("--connections", type=int, default=8, metavar="N", help="mailengine's CONNECTIONS; default: %(default)s")
     add("--python", metavar="PATH", help="run mailengine with this Python, and the Django it has, instead")
+    add("--rows", type=Path, metavar="FILE", help="measure nothing, and write the page from the rows of an earlier run")
     add("--page", type=Path, default=PAGE, help="write here; default: docs/reference/speed.md")
     options = parser.parse_args()
     full = {

@@ -29,15 +29,17 @@ _ALL: list[Engine] = [
     CeleryMail("celery-prefork-16", "16 processes", pool="prefork", concurrency=16),
     CeleryMail("celery-threads-16", "16 threads", pool="threads", concurrency=16),
     CeleryMail("celery-threads-64", "64 threads", pool="threads", concurrency=64),
-    CeleryEmail("celery-email", "django-celery-email, 100 mails in a task, 2 processes", pool="prefork", concurrency=2),
+    CeleryEmail(
+        "celery-email", "by django-celery-email, 100 mails in a task, 2 processes", pool="prefork", concurrency=2
+    ),
     ProcrastinateMail("procrastinate-8", "8 tasks at once", concurrency=8),
     ProcrastinateMail("procrastinate-64", "64 tasks at once", concurrency=64),
-    SmtpSource("smtp-source-8", "Postfix's C client, 8 sessions", sessions=8),
-    SmtpSource("smtp-source-32", "Postfix's C client, 32 sessions", sessions=32),
-    SmtpSource("smtp-source-64", "Postfix's C client, 64 sessions", sessions=64),
-    RenderedMail("smtplib-1", "smtplib, rendered beforehand, 1 connection", processes=1, threads=1),
-    RenderedMail("smtplib-16", "smtplib, rendered beforehand, 16 connections of 2 processes", processes=2, threads=8),
-    Ledger("ledger-32", "bare queue with a ledger, 32 connections of 1 process", processes=1, connections=32),
-    Ledger("ledger-2x16", "bare queue with a ledger, 32 connections of 2 processes", processes=2, connections=16),
+    SmtpSource("smtp-source-8", "smtp-source with 8 sessions, in C", sessions=8),
+    SmtpSource("smtp-source-32", "smtp-source with 32 sessions, in C", sessions=32),
+    SmtpSource("smtp-source-64", "smtp-source with 64 sessions, in C", sessions=64),
+    RenderedMail("smtplib-1", "smtplib on 1 connection, rendered beforehand", processes=1, threads=1),
+    RenderedMail("smtplib-16", "smtplib on 16 connections, rendered beforehand, 2 processes", processes=2, threads=8),
+    Ledger("ledger-32", "bare ledger queue in 1 process, 32 connections", processes=1, connections=32),
+    Ledger("ledger-2x16", "bare ledger queue in 2 processes, 32 connections", processes=2, connections=16),
 ]
 ENGINES: dict[str, Engine] = {engine.key: engine for engine in _ALL}
