@@ -130,6 +130,7 @@ def _facts(options: argparse.Namespace, postgresql: str, sqlite: str, mail: dict
         f"- mailengine {commit.stdout.strip()}: {ours.stdout.strip()}, {options.connections} connections in each"
         " process where nothing else is said",
         f"- One mail is {mail['bytes']:,} bytes; medians of {options.repeats} runs (lowest to highest)",
+        *(["- With `--quick`, which takes too little mail for figures that mean something"] if options.quick else []),
     ]
 
 
