@@ -198,7 +198,8 @@ class Bench:
 
     def _add(self, row: Figures) -> None:
         self.rows.append(row)
-        shown = ", ".join(f"{name} {_short(value)}" for name, value in row.items() if isinstance(value, float))
+        told = {name: value for name, value in row.items() if name not in ("case", "engine", "repeat", "count")}
+        shown = ", ".join(f"{name} {_short(value)}" for name, value in told.items() if value is not None)
         self.say(f"  {row['case']:10} {row['engine']:20} {row['count']:7,}  {shown}")
 
     def _drain(
