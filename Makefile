@@ -6,10 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test faults bench demo
+.PHONY: help setup check test faults bench bench-peers demo
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.requirements-dev  ## Make the virtual environment in .venv, with the tools of `make check`
 
@@ -33,8 +33,11 @@ faults: $(VENV)/.requirements  ## Kill workers, cut connections, break providers
 	$(BIN)/python -m tests.faults $(ARGS)
 
 bench: $(VENV)/.requirements  ## Measure, on SQLite unless DATABASE_URL says otherwise; REPEATS=5 for better medians
-	@for script in expand empty_runs admin_action drain batch; do \
+	@for script in expand empty_runs admin_action drain batch providers; do \
 	    $(BIN)/python bench/$$script.py --repeats $(or $(REPEATS),1) || exit 1; done
+
+bench-peers: $(VENV)/.requirements  ## Measure beside other engines, into docs/reference/speed.md; ARGS="--quick" to try
+	$(BIN)/python bench/peers/run.py $(ARGS)
 
 demo: $(VENV)/.requirements  ## Show the whole story on a throw-away database; ARGS goes to the command
 	$(BIN)/python manage.py demo $(ARGS)
