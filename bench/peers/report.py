@@ -258,10 +258,11 @@ def _urgent_goals(found: Found, engines: list[str]) -> list[Goal]:
 def _memory_goals(found: Found, engines: list[str]) -> list[Goal]:
     engine = "mailengine-worker-1" if "mailengine-worker-1" in engines else next(iter(engines), "")
     size, growth = found.median("memory", engine, "rss"), found.median("memory", engine, "growth")
-    queued = f"{found.median('memory', engine, 'queued') or 0:,.0f}"
+    queued = found.median("memory", engine, "queued")
+    many = f"{queued:,.0f}" if queued else "many"
     return [
-        Goal(f"memory of a worker, {queued} queued", 120, "MB", _in_mb(size), is_limit=True),
-        Goal(f"its growth from 1,000 to {queued} queued", 10, "MB", _in_mb(growth), is_limit=True),
+        Goal(f"memory of a worker, {many} queued", 120, "MB", _in_mb(size), is_limit=True),
+        Goal(f"its growth from 1,000 to {many} queued", 10, "MB", _in_mb(growth), is_limit=True),
     ]
 
 
