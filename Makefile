@@ -33,7 +33,7 @@ faults: $(VENV)/.requirements  ## Kill workers, cut connections, break providers
 	$(BIN)/python -m tests.faults $(ARGS)
 
 bench: $(VENV)/.requirements  ## Measure, on SQLite unless DATABASE_URL says otherwise; REPEATS=5 for better medians
-	@for script in expand empty_runs admin_action drain batch providers; do \
+	@for script in expand empty_runs admin_action compose drain batch providers; do \
 	    $(BIN)/python bench/$$script.py --repeats $(or $(REPEATS),1) || exit 1; done
 
 bench-peers: $(VENV)/.requirements  ## Measure beside other engines, into docs/reference/speed.md; ARGS="--quick" to try

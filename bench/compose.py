@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ MAILERS = {
     "default": {"BACKEND": "mailengine.backends.EmailBackend"},
     "relay": {"BACKEND": "mailengine.backends.SMTPBackend", "OPTIONS": {"host": "127.0.0.1"}},
 }
-WRITTEN_AT = datetime(2026, 1, 1, tzinfo=UTC)
+WRITTEN_AT = datetime(2026, 1, 1, tzinfo=timezone.utc)
 FIELDS = "Dear {{ name }} of {{ city }}, your number is {{ number }}."
 IN_HAND = 50
 """Single mails whose words are loaded together, as by a run with as many connections."""

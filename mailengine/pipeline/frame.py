@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from email.utils import format_datetime
 from functools import lru_cache
 from uuid import UUID, uuid4
@@ -30,7 +30,7 @@ TEXT, HTML, FILES = 0, 1, 2
 """Places of the words; from `FILES` on, those of the files."""
 
 _SAMPLE_ID = uuid4()
-_SAMPLE_TIME = datetime(2001, 2, 3, 4, 5, 6, tzinfo=UTC)
+_SAMPLE_TIME = datetime(2001, 2, 3, 4, 5, 6, tzinfo=timezone.utc)
 _ENDINGS = ("\n", "é\n", "x" * 2_000 + "\n", "é" * 2_000 + "\n")
 """Of texts that are encoded in different ways: one of them is encoded as any other text is."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from email.message import MIMEPart
 from uuid import UUID
 
@@ -137,7 +137,7 @@ def messages(draw, *, data):
     message = Message(
         pk=UUID(int=draw(st.integers(0, 2**128 - 1))),
         recipient=draw(ADDRESSES).spec,
-        created_at=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=draw(st.integers(0, 10**8))),
+        created_at=datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=draw(st.integers(0, 10**8))),
         merge_data=draw(data),
     )
     if draw(st.booleans()):
