@@ -236,8 +236,8 @@ class Bench:
             "rate": count / (program.seconds - idle.seconds) if idle and is_long else steady,
             "steady_rate": steady,
             "cpu": max(0, program.cpu_seconds - (idle.cpu_seconds if idle else 0)) / count * 1_000,
-            "rss_total": program.memory.total,
-            "rss": program.memory.largest,
+            "rss_total": program.memory.total or None,  # too short-lived to be seen
+            "rss": program.memory.largest or None,
         }
         if costs and engine.runs_as != "once" and engine.product != "celery":
             figures |= costs.each(count)
