@@ -42,8 +42,8 @@ class Worker(models.Model):
     name = models.CharField(_("host and process"), max_length=100)
     command = models.CharField(_("command"), max_length=40)
     started_at = models.DateTimeField(_("started"))
-    seen_at = models.DateTimeField(_("last seen"), db_index=True)
-    stopped_at = models.DateTimeField(_("stopped"), null=True)
+    seen_at = models.DateTimeField(_("last seen"))
+    stopped_at = models.DateTimeField(_("stopped"), null=True, db_index=True)  # who is at work has none
     handled_count = models.PositiveIntegerField(_("messages handled"), default=0)
     turn = models.PositiveIntegerField(default=0, editable=False, help_text="The last one of its loop to be committed.")
 

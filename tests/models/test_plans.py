@@ -157,3 +157,28 @@ def test_new_mail_leaves_waiting_retries_alone():
     before = list(Message.objects.filter(status=Status.DEFERRED).order_by("id").values())
     assert len(claim(new_lease())) == 5
     assert list(Message.objects.filter(status=Status.DEFERRED).order_by("id").values()) == before
+
+
+@pytest.mark.skipif("connection.vendor != 'postgresql'", reason="the others walk past what is not due")
+@pytest.mark.usefixtures("_a_grown_table")
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.DEFERRED])
+def test_a_claim_does_not_walk_past_more_urgent_mail_that_is_not_due(status):
+    """G33: neither past mail that is scheduled, nor past retries that are to come."""
+    content, instant = make_content(), now()
+    shared = {"content": content, "stream": "transactional", "created_at": instant, "status": status}
+    Message.objects.bulk_create(
+        Message(recipient=f"{n}@example.org", priority=10, available_at=instant + timedelta(seconds=60 + n), **shared)
+        for n in range(5_000)
+    )
+    Message.objects.create(recipient="due@example.org", priority=30, available_at=instant, **shared)
+    with connection.cursor() as cursor:
+        cursor.execute("VACUUM ANALYZE mailengine_message")
+    with CaptureQueriesContext(connection) as queries:
+        claim(new_lease(), status=status, limit=1)
+    (update,) = [q["sql"] for q in queries.captured_queries if "RECURSIVE" in q["sql"]]
+
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {update}")
+        plan = cursor.fetchone()[0][0]["Plan"]
+
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 45  # 5,000 entries of the index take 50
