@@ -58,13 +58,16 @@ NAMES = st.one_of(
     ),
     WORD.map(lambda text: UNSAFE_IN_NAMES.sub("", text).replace("=?", "").strip()),
 )
-ADDRESSES = st.builds(
-    lambda name, local_part, domain: parse_address(str(Address(name, f"{local_part}@{domain}"))),
-    NAMES,
-    LOCAL_PARTS,
-    DOMAINS,
+ADDRESSES, IN_A_LIST = (
+    st.builds(
+        lambda name, local_part, domain: parse_address(str(Address(name, f"{local_part}@{domain}"))),
+        names,
+        LOCAL_PARTS,
+        DOMAINS,
+    )
+    for names in (NAMES, NAMES.map(lambda name: name.replace('"', "").replace("\\", "")))
 )
-OF_ADDRESSES = st.lists(ADDRESSES.map(str), min_size=1, max_size=2).map(", ".join)
+OF_ADDRESSES = st.lists(IN_A_LIST.map(str), min_size=1, max_size=2).map(", ".join)
 HEADERS = st.fixed_dictionaries(
     {},
     optional={
@@ -74,10 +77,10 @@ HEADERS = st.fixed_dictionaries(
             lambda count: " ".join(f"<{n}.{'x' * 40}@example.org>" for n in range(count))
         ),
         "List-Unsubscribe": st.just(f"<https://example.org/leave/{'x' * 200}>"),
-        "Sender": ADDRESSES.map(str),
+        "Sender": IN_A_LIST.map(str),
         "To": OF_ADDRESSES | st.just("undisclosed-recipients:;"),
         "cc": OF_ADDRESSES,
-        "From": ADDRESSES.map(str),
+        "From": IN_A_LIST.map(str),
         "reply-to": OF_ADDRESSES,
         "DATE": st.just("Tue, 01 Jan 2030 00:00:00 +0100"),
         "message-id": st.just("<mine@example.org>"),
