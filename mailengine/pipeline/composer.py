@@ -123,6 +123,8 @@ class Composer:
         self._good_jobs.clear()
         self._streaks.clear()
         self._missed_storage = False
+        self._words.clear()
+        self._files.clear()
 
     def compose(self, item: Item) -> None:
         """Give the item its email, or the verdict on what can't be composed, unless it has that already.
