@@ -103,6 +103,8 @@ class House:
         self._follows: Iterator[None] = iter(())
         self._begun: dict[int, Iterator[None]] = {}
         """What is left of jobs that are being expanded, the most urgent one now."""
+        self._handled_count = 0
+        """Messages, when it last closed jobs."""
         self._aside_until: dict[int, float] = {}
         """Jobs that are left alone for a while."""
 
@@ -118,6 +120,8 @@ class House:
                 return True
         if next(self._follows, DONE) is not DONE:
             return True
+        if is_idle:
+            self._close_jobs()
         if not is_idle and time.monotonic() < self._expands_at:
             return False
         return self._expand(is_idle=is_idle)
@@ -139,6 +143,13 @@ class House:
         if rescued >= RESCUE_BATCH or expired >= EXPIRY_BATCH:
             self._tidies_at = 0.0
         return bool(rescued or expired)
+
+    def _close_jobs(self) -> None:
+        """Where something was sent since: it may have been the last message of its job."""
+        handled = self.dispatcher.report.outcomes.total()
+        if handled != self._handled_count:
+            self._handled_count = handled
+            self.dispatcher.report.jobs_done += MessageJob.objects.finish()
 
     def _expand(self, *, is_idle: bool) -> bool:
         """Make a piece of the most urgent job that is due; whether there was one."""

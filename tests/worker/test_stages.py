@@ -64,6 +64,15 @@ def test_it_expands_jobs_and_closes_them(provider):
     assert (job.status, job.message_count) == ("done", 2)
 
 
+def test_a_job_is_closed_as_soon_as_nothing_is_left_to_send(provider, monkeypatch):
+    monkeypatch.setattr(worker, "HOUSE_SECONDS", 60)
+    queue_job("Hi", "Hello", "desk@example.org", ["ann@example.org"])
+
+    work_until(lambda: MessageJob.objects.get().status == "done")
+
+    assert len(provider.accepted) == 1
+
+
 def test_it_retries_what_was_deferred(configure, clock):
     """S02"""
     configure({"relay": {"script": ["deferred"]}}, BACKOFF_FIRST_SECONDS=60)
