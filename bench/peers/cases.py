@@ -39,6 +39,7 @@ SLOW = [
     "mailengine-64", "django-mailer", "post_office", "post_office-4x32", "celery-prefork-16", "celery-threads-64",
     "procrastinate-64", "smtp-source-64",
 ]  # fmt: skip
+GROW = ["mailengine-1x16", "mailengine-2x16", "mailengine-4x16"]
 ON_SQLITE = ["mailengine-1", "django-mailer", "post_office", "post_office-1x4"]
 URGENT = [
     "mailengine", "mailengine-worker", "django-mailer", "post_office", "post_office-2x4", "celery-prefork-2",
@@ -82,6 +83,7 @@ class Sizes:
             "singles": self.drain // 2,
             "sqlite": drain // 4,
             "urgent": drain,
+            "grow": drain // 4,
             "slow": drain // 10 if is_peer else drain,  # the slowest of them take a minute for a thousand
             "queue_many": self.queue,
             "queue_each": max(self.queue // 5, 100),
@@ -125,6 +127,11 @@ class Bench:
         """Into a provider that takes 50 ms to answer each mail."""
         with CountingSink(delay_ms=PROVIDER_MS) as sink:
             self._each("slow", SLOW, functools.partial(self._drain, sink=sink, database=self.postgres))
+
+    def growing(self) -> None:
+        """Into the same provider by one, two and four processes against one database."""
+        with CountingSink(delay_ms=PROVIDER_MS) as sink:
+            self._each("grow", GROW, functools.partial(self._drain, sink=sink, database=self.postgres))
 
     def on_sqlite(self) -> None:
         """Into Postfix's sink by one process, from SQLite."""

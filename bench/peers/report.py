@@ -113,6 +113,11 @@ TABLES: dict[str, tuple[str, str, list[Column]]] = {
         "PostgreSQL; the server is a Python program on the same cores.",
         _DRAIN,
     ),
+    "grow": (
+        "One, two and four processes",
+        "PostgreSQL; into the provider that answers after 50 ms, 16 connections in each process.",
+        _DRAIN,
+    ),
     "sqlite": ("Draining from SQLite", "One process; into the same local server.", _DRAIN),
     "urgent": (
         "Urgent mail while bulk mail is sent",
@@ -224,6 +229,7 @@ def goals(rows: Sequence[Row], products: Mapping[str, str], own_words: Iterable[
         ratio("draining from SQLite, one process", 3, "x the best peer", "sqlite", peers("sqlite")),
         ratio("draining single mails", 1.5, "x the best peer", "singles", wordy, "drain"),
         _slow_goal(found, ours("slow")),
+        _growth_goal(found),
         ratio("expanding a job", 0.25, "x INSERT … SELECT unnest", "expand", ["narrow_unnest"]),
         _queue_goal(found),
         *_urgent_goals(found, ours("urgent")),
@@ -237,6 +243,15 @@ def _slow_goal(found: Found, engines: list[str]) -> Goal:
     if mine is None:
         return Goal(what, 0.8, unit, None)
     return Goal(what, 0.8, unit, mine[1] / PROVIDER_RATE, f"{mine[1]:,.0f}/s")
+
+
+def _growth_goal(found: Found) -> Goal:
+    """From the first mail to the last: to start a process is not what grows."""
+    what, unit = "two processes for one, a provider of 50 ms", "x"
+    one, two = (found.median("grow", f"mailengine-{number}x16", "steady_rate") for number in (1, 2))
+    if not one or not two:
+        return Goal(what, 1.7, unit, None)
+    return Goal(what, 1.7, unit, two / one, f"{two:,.0f}/s to {one:,.0f}/s")
 
 
 def _queue_goal(found: Found) -> Goal:

@@ -25,7 +25,7 @@ from typing import Any
 
 from environment import HERE, HOME, ROOT, PostfixTools, make_virtualenv, postgres, redis
 
-CASES = ("drain", "singles", "slow", "on_sqlite", "urgent", "memory", "queueing", "expanding")
+CASES = ("drain", "singles", "slow", "growing", "on_sqlite", "urgent", "memory", "queueing", "expanding")
 PRODUCTS = ("mailengine", "django-mailer", "django-post_office", "celery", "procrastinate", "limit")
 PAGE = ROOT / "docs" / "reference" / "speed.md"
 QUICK = {
