@@ -314,12 +314,10 @@ def _prepared(
 
 
 class Asked:
-    """A question to the database that is built once and asked with every turn: does a queryset have any row now?"""
+    """A question to the database that is built once and asked with every turn: does this statement give any row now?"""
 
-    def __init__(self, queryset: models.QuerySet[Any]) -> None:
-        self.using = queryset.db
-        query = queryset.order_by().values_list("pk")[:1].query
-        self.sql, self.params = query.get_compiler(self.using).as_sql()
+    def __init__(self, sql: str, params: Iterable[Any], *, using: str) -> None:
+        self.sql, self.params, self.using = sql, list(params), using
 
     def is_any(self) -> bool:
         with connections[self.using].cursor() as cursor:

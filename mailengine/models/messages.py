@@ -23,7 +23,7 @@ from django.utils.translation import gettext_lazy as _
 from ..clock import db_now, now_sql
 from ..ids import uuid7, uuid7s
 from ..outcomes import Kind, Outcome, one_line
-from .bulk import insert_copies, instances, read, select_among, update_rows
+from .bulk import Asked, insert_copies, instances, read, select_among, update_rows
 from .content import Content
 from .fields import JSONField, document_of
 from .indexes import OpenIndex
@@ -184,36 +184,48 @@ class MessageQuerySet(models.QuerySet["Message"]):
         return rows
 
     def _claim_at_once(self, lease: Lease, statuses: Sequence[Status], *, seconds: float, limit: int) -> list[Message]:
-        """The same in one statement, which looks into one priority after the other.
-
-        In the order of the index alone, it would walk past all that is not due yet of the more urgent ones.
-        """
+        """The same in one statement."""
         connection, table = connections[self.db], Message._meta.db_table
-        open_rows = f"FROM {table} WHERE status IN ({', '.join(['%s'] * len(statuses))})"
-        due = self.filter(status__in=statuses).due().filter(priority=RawSQL("level.priority", ()))
-        first = due.order_by(*ORDER).select_for_update(skip_locked=True).values_list("pk")[:limit]
-        ids, params = first.query.sql_with_params()
         fields = Message._meta.concrete_fields
+        first, params = self._first_due(statuses, limit, locked=True)
         with connection.cursor() as cursor:
             # As an array, which is made once: a join may look for the first due rows again and again.
             cursor.execute(
-                f"""
-                UPDATE {table} SET claimed_from = status, status = %s, lease = %s, worker_id = %s,
-                    leased_until = {now_sql(connection, seconds)}, claim_count = claim_count + 1
-                WHERE id = ANY(ARRAY(
-                    WITH RECURSIVE level(priority) AS (
-                        (SELECT priority {open_rows} ORDER BY priority LIMIT 1)
-                        UNION ALL
-                        SELECT (SELECT priority {open_rows} AND priority > level.priority ORDER BY priority LIMIT 1)
-                        FROM level WHERE level.priority IS NOT NULL
-                    )
-                    SELECT first.id FROM level CROSS JOIN LATERAL ({ids}) AS first(id) LIMIT {limit:d}
-                )) RETURNING {", ".join(str(field.column) for field in fields)}
-                """,  # noqa: S608  own names
-                [Status.SENDING, lease.id, lease.worker.pk, *statuses, *statuses, *params],
+                f"UPDATE {table} SET claimed_from = status, status = %s, lease = %s, worker_id = %s,"  # noqa: S608
+                f" leased_until = {now_sql(connection, seconds)}, claim_count = claim_count + 1"
+                f" WHERE id = ANY(ARRAY({first})) RETURNING {', '.join(str(field.column) for field in fields)}",
+                [Status.SENDING, lease.id, lease.worker.pk, *params],
             )
             rows = read(cursor.fetchall(), fields, connection)
         return sorted(instances(Message, fields, rows, using=self.db), key=_place_in_the_queue)
+
+    def _first_due(self, statuses: Sequence[Status], limit: int, *, locked: bool = False) -> tuple[str, list[Any]]:
+        """SQL, on PostgreSQL, for the ids of the first due messages in these states, and its parameters.
+
+        It looks into one priority after the other. In the order of the index alone, it would walk past all that is not
+        due yet of the more urgent ones.
+        """
+        table = Message._meta.db_table
+        due = self.filter(status__in=statuses).due().filter(priority=RawSQL("level.priority", ())).order_by(*ORDER)
+        first = due.select_for_update(skip_locked=True) if locked else due
+        ids, params = first.values_list("pk")[:limit].query.sql_with_params()
+        open_rows = f"FROM {table} WHERE status IN ({', '.join(['%s'] * len(statuses))})"
+        sql = f"""
+            WITH RECURSIVE level(priority) AS (
+                (SELECT priority {open_rows} ORDER BY priority LIMIT 1)
+                UNION ALL
+                SELECT (SELECT priority {open_rows} AND priority > level.priority ORDER BY priority LIMIT 1)
+                FROM level WHERE level.priority IS NOT NULL
+            )
+            SELECT first.id FROM level CROSS JOIN LATERAL ({ids}) AS first(id) LIMIT {limit:d}"""  # noqa: S608
+        return sql, [*statuses, *statuses, *params]
+
+    def whether_due(self, statuses: Sequence[Status]) -> Asked:
+        """The question whether any of these messages is due and in one of these states, to be asked again and again."""
+        if connections[self.db].vendor == "postgresql":
+            return Asked(*self._first_due(statuses, 1), using=self.db)
+        query = self.filter(status__in=statuses).due().order_by().values_list("pk")[:1].query
+        return Asked(*query.get_compiler(self.db).as_sql(), using=self.db)
 
     def _next_due(self, statuses: Sequence[Status], limit: int) -> list[Message]:
         """The first due messages in these states, locked."""

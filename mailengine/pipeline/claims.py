@@ -81,11 +81,13 @@ class Claims:
 
     def take_more_urgent(self, lease: Lease, *, than: int, limit: int) -> Claim | None:
         """Messages that go before those of priority `than`."""
-        urgent = self._candidates().filter(priority__lt=than)
         question = (than, repr(self._can_go()))
         if question not in self._urgent_mail:
-            self._urgent_mail[question] = Asked(urgent.filter(status__in=self.statuses).due())
-        return self._take(urgent, lease, limit=limit) if self._urgent_mail[question].is_any() else None
+            urgent = self._candidates().filter(priority__lt=than)
+            self._urgent_mail[question] = urgent.whether_due(self.statuses)
+        if not self._urgent_mail[question].is_any():
+            return None
+        return self._take(self._candidates().filter(priority__lt=than), lease, limit=limit)
 
     def take_retries(self, lease: Lease, *, limit: int) -> Claim | None:
         """The next that were deferred before, where they are this run's business beside the others."""
