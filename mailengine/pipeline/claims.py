@@ -44,7 +44,8 @@ class Claims:
 
     def has_mail(self) -> bool:
         """Whether anything is due that is this run's business."""
-        return any(due.exists() for due in self._due())
+        mine = self._of_our_streams()
+        return any(mine.whether_due(lane).is_any() for lane in self.lanes)
 
     def is_blocked(self, *, in_seconds: float = 0, whatever_the_limits: bool = False) -> bool:
         """Whether mail is due, or will be then, that no provider can take now.

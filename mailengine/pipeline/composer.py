@@ -90,6 +90,10 @@ class Kept(Generic[T]):
         self._values[key] = value, size
         self._size += size
 
+    def drop(self, key: object) -> None:
+        _value, size = self._values.pop(key, (None, 0))
+        self._size -= size
+
     def clear(self) -> None:
         self._values.clear()
         self._size = 0
@@ -141,6 +145,9 @@ class Composer:
             self._bar(item, email.from_email)
             item.email = email
             self._note_success(item.message)
+        if item.message.job_id is None:  # nobody else has these words
+            self._words.drop(item.message.content_id)
+            self._moulds.drop(item.message.content_id)
 
     def compose_for(self, item: Item, alias: str) -> None:
         """Compose it again if it is bytes, and the provider `alias`, where it is to go now, does not take those."""
