@@ -44,7 +44,7 @@ STEPS = {
     "after composing": ("mailengine.pipeline.dispatch:Dispatcher._compose_next", "after", "queued", 0),
     "before the commit of Begin": ("mailengine.models.attempts:AttemptQuerySet.begin", "after", "queued", 0),
     "after Begin, before the first byte": ("mailengine.pipeline.senders:Team.send", "before", "uncertain", 0),
-    "before the final dot": ("mailengine.backends.smtp:render", "after", "uncertain", 0),
+    "before the final dot": ("mailengine.backends.smtp:_Dialogue._send_body", "before", "uncertain", 0),
     "after the 250, before End": ("mailengine.models.attempts:AttemptQuerySet.end_many", "before", "uncertain", 1),
     "in the transaction of End": ("mailengine.models.messages:MessageQuerySet.settle_sent", "after", "uncertain", 1),
 }
@@ -95,13 +95,13 @@ def test_a_message_that_kills_its_worker_is_set_aside_at_the_third_time(server):
     others = queue_many(5)
     kill_on_poison = """
 import os, signal
-from mailengine.pipeline import composer
-original = composer.compose
-def compose(message, words, **options):
+from mailengine.pipeline.mould import Mould
+original = Mould.cast
+def cast(self, message):
     if message.recipient == "poison@example.org":
         os.kill(os.getpid(), signal.SIGKILL)
-    return original(message, words, **options)
-composer.compose = compose
+    return original(self, message)
+Mould.cast = cast
 """
     deaths = 0
     for _ in range(6):

@@ -351,12 +351,18 @@ def _when_composing(message_id: str, do: str) -> str:
     return f"""
 import os, signal
 from mailengine.pipeline import composer
-compose = composer.compose
-def wrapped(message, words, **options):
+from mailengine.pipeline.mould import Mould
+compose, cast = composer.compose, Mould.cast
+def look(message):
     if str(message.pk) == {message_id!r}:
         {do}
+def composed(message, words, **options):
+    look(message)
     return compose(message, words, **options)
-composer.compose = wrapped
+def as_bytes(self, message):
+    look(message)
+    return cast(self, message)
+composer.compose, Mould.cast = composed, as_bytes
 """
 
 
