@@ -86,8 +86,8 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
         sizes = together or {}
         insert_rows(
             Attempt,
-            [(pk, number, provider, sizes.get(pk, 1)) for pk, (number, provider) in numbers.items()],
-            columns=["message", "number", "provider", "call_size"],
+            [(number, provider, sizes.get(pk, 1), pk) for pk, (number, provider) in numbers.items()],
+            columns=["number", "provider", "call_size", "message"],
             constants={
                 "worker": worker.pk,
                 "begun_at": now,
