@@ -24,7 +24,7 @@ from django.utils.module_loading import import_string
 from ..compat import mailer_aliases, mailer_backend_path, mailer_options
 from ..conf import get_settings
 from ..deadline import Deadline, Guarded, check, connect, current, guard
-from .wire import MODERN_MAIL, WireMail, render
+from .wire import MODERN_MAIL, WireMail, dots_doubled, render
 
 DEFAULT_ALIAS = "default"
 DEFAULT_TIMEOUT_SECONDS = 60.0
@@ -381,7 +381,7 @@ class _Dialogue(smtplib.SMTP):
         sock = self.sock
         if sock is None:
             raise smtplib.SMTPServerDisconnected("Not connected any more")
-        pieces = _stuffed(mail.pieces) if mail.has_dots else mail.pieces
+        pieces = (mail.stuffed or [dots_doubled(b"".join(mail.pieces))]) if mail.has_dots else mail.pieces
         end = next(filter(None, reversed(pieces)), b"")
         dot = b".\r\n" if end.endswith(b"\r\n") else b"\r\n.\r\n"
         try:
@@ -491,12 +491,6 @@ def _lines(commands: Sequence[str]) -> list[bytes]:
     if "\r" in joined or "\n" in joined:
         raise ValueError("An address of the envelope has a line break in it")
     return [f"{command}\r\n".encode("ascii") for command in commands]
-
-
-def _stuffed(pieces: Sequence[bytes]) -> list[bytes]:
-    """With the dot at the beginning of a line doubled: RFC 5321, section 4.5.2."""
-    content = b"".join(pieces).replace(b"\n.", b"\n..")
-    return [b"." + content if content.startswith(b".") else content]
 
 
 def _write(sock: socket.socket, pieces: Sequence[bytes]) -> None:

@@ -37,6 +37,8 @@ class WireMail:
     pieces: Sequence[bytes]
     has_dots: bool = True
     """Whether a line of it begins with a dot; True as well where nobody has looked."""
+    stuffed: Sequence[bytes] | None = None
+    """The pieces with such dots doubled, where somebody keeps them so."""
     mailengine_sha256: bytes = b""
     """Of the bytes, once they were handed over."""
     mailengine_refusals: dict[str, tuple[int, bytes]] = field(default_factory=dict)
@@ -48,6 +50,12 @@ class WireMail:
 
 Mail = EmailMessage | WireMail
 """What is handed over; a `WireMail` only to those that take it."""
+
+
+def dots_doubled(lines: bytes) -> bytes:
+    """These lines with a dot at the beginning of one doubled: RFC 5321, section 4.5.2."""
+    doubled = lines.replace(b"\n.", b"\n..")
+    return b"." + doubled if doubled.startswith(b".") else doubled
 
 
 def render(email: EmailMessage) -> bytes:

@@ -16,6 +16,7 @@ from email.message import Message as MIMEMessage
 from email.mime.base import MIMEBase
 from email.policy import default
 from email.utils import format_datetime
+from functools import cached_property
 from typing import Any
 
 from django.conf import settings as django_settings
@@ -57,7 +58,7 @@ class Words:
         further = [words for words, _mimetype in self.content.extras.get("alternatives", ())]
         return sum(map(len, [self.content.text, self.content.html, *further]))
 
-    @property
+    @cached_property
     def size(self) -> int:
         """What a mail of it takes at least, in bytes: its words, and its files, which are not loaded yet."""
         return self.loaded_size + sum(file.attachment.size for file in self.files)

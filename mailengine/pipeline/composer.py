@@ -235,7 +235,12 @@ class Composer:
 
     def weigh(self, item: Item) -> None:
         """Set the item's size; or its verdict, when its words can't be loaded."""
-        if item.size is None:
+        if item.size is not None:
+            return
+        words = self._words.get(item.message.content_id)
+        if words is not None:
+            item.size = words.size
+        else:
             with self._judging(item):
                 item.size = self._load(item.message.content_id).size
 

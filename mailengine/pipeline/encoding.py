@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Any
 
-from ..backends.wire import MODERN_MAIL, SEVEN_BIT, make_seven_bit
+from ..backends.wire import MODERN_MAIL, SEVEN_BIT, dots_doubled, make_seven_bit
 
 CHARSET = "utf-8"
 CRLF = b"\r\n"
@@ -48,6 +48,11 @@ class Encoded:
     """Its Content-Transfer-Encoding, as Django chooses it; what it has as 8 bits becomes quoted-printable."""
     has_dots: bool = False
     """Whether a line of it begins with a dot."""
+
+    @cached_property
+    def stuffed(self) -> tuple[bytes, ...]:
+        """The same with such dots doubled: it begins a line."""
+        return (dots_doubled(b"".join(self.pieces)),) if self.has_dots else self.pieces
 
 
 class Block:

@@ -18,7 +18,11 @@ class Limits:
 
     def exist(self) -> bool:
         """Whether any provider has one now."""
-        return any(self._of(alias) for alias in self.picture.settings.providers)
+        return any(self.exist_at(alias) for alias in self.picture.settings.providers)
+
+    def exist_at(self, alias: str) -> bool:
+        """Whether this provider has one now."""
+        return bool(self._of(alias))
 
     def bind(self) -> bool:
         """Whether at least one provider may be given nothing at this very moment, or no bulk mail."""

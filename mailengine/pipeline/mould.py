@@ -89,15 +89,20 @@ class Mould:
         values = values_of(message, subject, addresses)
         has_dots = plan.has_dots
         pieces: list[bytes] = []
+        stuffed: list[bytes] = []
         for item in plan.items:
             if isinstance(item, bytes):
-                pieces.append(item % values)
+                own = (item % values,)
+                pieces += own
+                stuffed += own
             else:
                 pieces += parts[item].pieces
+                stuffed += parts[item].stuffed
                 has_dots = has_dots or parts[item].has_dots
         if not pieces[-1].endswith(CRLF):
             pieces.append(CRLF)
-        return WireMail(self.sender.spec, envelope, pieces, has_dots)
+            stuffed.append(CRLF)
+        return WireMail(self.sender.spec, envelope, pieces, has_dots, None if plan.has_dots else stuffed)
 
     def _words_for(self, data: Mapping[str, object] | None) -> tuple[str, Mapping[int, Encoded]]:
         """The subject, and the parts of a mail with this merge data."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from ..conf import Settings
 from ..models import Priority
@@ -33,14 +33,14 @@ class StreamShares:
         """The handover of this item begins, while there is mail of the streams that are `waiting`."""
         self._pay(self._owed, item, waiting)
 
-    def in_turn(self, items: Iterable[Item]) -> Iterator[Item]:
+    def in_turn(self, items: Sequence[Item]) -> Iterable[Item]:
         """These items in their order, but for what a stream is owed when its turn comes. Nothing is noted by that."""
+        return items if len({item.message.stream for item in items}) < 2 else self._interleaved(items)
+
+    def _interleaved(self, items: Iterable[Item]) -> Iterator[Item]:
         lines: dict[str, deque[tuple[int, Item]]] = {}
         for place, item in enumerate(items):
             lines.setdefault(item.message.stream, deque()).append((place, item))
-        if len(lines) == 1:
-            yield from (item for line in lines.values() for _place, item in line)
-            return
         owed = self._owed.copy()
         while lines:
             stream = min(lines, key=lambda name: lines[name][0][0])

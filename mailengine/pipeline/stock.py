@@ -9,10 +9,12 @@ from itertools import chain
 from uuid import UUID
 
 from ..models import Priority
+from ..models.messages import Status
 from ..providers.batch import can_share_a_call, most_in_a_call
 from .composer import Composer
 from .health import Health
 from .items import Call, Item
+from .limits import is_bulk
 from .senders import Team
 from .shares import StreamShares
 
@@ -186,6 +188,8 @@ class Room:
         self.busy = busy
         self._calls: Counter[str] = Counter()
         self._mails: Counter[str] = Counter()
+        self._plain: dict[tuple[str, bool], str] = {}
+        """By stream, and whether for bulk mail: the provider of all mail about which there is nothing special."""
         self._rooms: dict[str, int] = {}
         """What `health` says of each, asked once."""
 
@@ -195,6 +199,8 @@ class Room:
         Where providers share a stream, the next one that has room takes it. With `joining` it goes in a call to this
         provider that has its room already, or not at all.
         """
+        if not joining and (alias := self._plain_choice(item)):
+            return self._reserve_at(alias, item)
         full: set[str] = set()
         while not item.verdict:
             choice = self.health.choose(item.message, tried=item.tried | full, planned=self._mails)
@@ -213,6 +219,29 @@ class Room:
                 return False
             full.add(alias)
         return not joining
+
+    def _plain_choice(self, item: Item) -> str:
+        """Where it goes if nothing of it needs a second look, as of nearly all; else empty."""
+        message = item.message
+        if item.verdict or item.tried or message.uncertain_count or message.claimed_from == Status.UNCERTAIN:
+            return ""
+        kind = message.stream, is_bulk(message)
+        if kind not in self._plain:
+            choice = self.health.choose(message, tried=())
+            is_special = choice is None or choice.is_probe or self.health.is_shared(message.stream)
+            if choice is None or is_special or self.health.limits.exist_at(choice.alias):
+                self._plain[kind] = ""
+            else:
+                self._plain[kind] = choice.alias
+        return self._plain[kind]
+
+    def _reserve_at(self, alias: str, item: Item) -> bool:
+        if self.busy.get(alias, 0) + self._calls[alias] >= self._room_at(alias):
+            return False
+        self._mails[alias] += 1
+        self._calls[alias] += 1
+        item.reserved, item.is_probe = alias, False
+        return True
 
     def _room_at(self, alias: str) -> int:
         if alias not in self._rooms:

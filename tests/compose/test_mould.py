@@ -186,6 +186,8 @@ def assert_cast_as_composed(content, messages, files=()):
         content = b"".join(mail.pieces)
         assert content == render(email)
         assert mail.has_dots == bool(re.search(rb"^\.", content, re.MULTILINE))
+        if mail.stuffed is not None:
+            assert b"".join(mail.stuffed) == re.sub(rb"^\.", b"..", content, flags=re.MULTILINE)
         assert mail.from_email == parse_address(email.from_email).spec
         assert mail.to == [parse_address(address).spec for address in email.recipients()]
 
