@@ -50,6 +50,8 @@ class Ledger:
     """How often each message of this run went back to the queue."""
     _refused: set[UUID] = field(default_factory=set)
     """Messages that this run has counted as dead or deferred."""
+    _keyed: dict[str, bool] = field(default_factory=dict)
+    """By provider: whether it takes an idempotency key."""
 
     @property
     def settings(self) -> Settings:
@@ -151,20 +153,26 @@ class Ledger:
 
     def _series(self, records: Mapping[UUID, Record]) -> Mapping[tuple[UUID, str], Series]:
         """What may have arrived at providers that take an idempotency key, of messages that were handed over before."""
-        if not records or not any(takes_key(alias) for alias in self.settings.providers):
+        if not records or not any(map(self._takes_key, self.settings.providers)):
             return {}
         return Attempt.objects.series(records)
 
     def _must_stay(self, message: Message, series: Mapping[tuple[UUID, str], Series]) -> bool:
         latest = series.get((message.pk, message.provider))
-        if latest is None or not message.uncertain_count or not takes_key(message.provider):
+        if latest is None or not message.uncertain_count or not self._takes_key(message.provider):
             return False
         window = self.settings.uncertain_window(message.stream, priority=message.priority)
         return message.now - latest.ended_at < timedelta(seconds=window)
 
+    def _takes_key(self, alias: str) -> bool:
+        taken = self._keyed.get(alias)
+        if taken is None:
+            taken = self._keyed[alias] = takes_key(alias)
+        return taken
+
     def _set_key(self, item: Item, series: Mapping[tuple[UUID, str], Series]) -> None:
         item.key, item.key_since = "", None
-        if takes_key(item.provider):
+        if self._takes_key(item.provider):
             first = series.get((item.message.pk, item.provider))
             item.key = f"{item.message.pk}-{first.number if first else item.number}"
             item.key_since = first.begun_at if first else item.message.now
