@@ -20,8 +20,8 @@ from ..backends.wire import Mail
 from ..outcomes import Kind, Outcome
 from ..providers.connection import Connection
 
-COMPANY_SECONDS = 0.01
-"""How long an outcome waits for others to share its commit: of the order of what a commit takes."""
+COMPANY_SECONDS = 0.002
+"""How long an outcome waits for others to share its commit. More come while a commit is under way, and share the next."""
 
 OVERDUE = Outcome(Kind.UNCERTAIN, code="overdue", detail="its backend had not come back when its time was over")
 NO_SENDER = Outcome(Kind.UNAVAILABLE, code="no thread", is_local=True)
