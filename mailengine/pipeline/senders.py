@@ -21,7 +21,7 @@ from ..outcomes import Kind, Outcome
 from ..providers.connection import Connection
 
 COMPANY_SECONDS = 0.002
-"""How long an outcome waits for others to share its commit. More come while a commit is under way, and share the next."""
+"""How long an outcome waits for others to share its commit: more come while one is under way, and share the next."""
 
 OVERDUE = Outcome(Kind.UNCERTAIN, code="overdue", detail="its backend had not come back when its time was over")
 NO_SENDER = Outcome(Kind.UNAVAILABLE, code="no thread", is_local=True)
