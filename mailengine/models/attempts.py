@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
-from django.db import models
+from django.db import models, router
 from django.utils.translation import gettext_lazy as _
 
 from ..clock import db_now
@@ -45,7 +45,9 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
         """What the ledger says of each of these messages; those it does not know are left out."""
         found: dict[UUID, Record] = {}
         columns = ["message", "number", "outcome"]
-        for pk, number, outcome in select_among(Attempt, columns, key="message", values=message_ids, using=self.db):
+        for pk, number, outcome in select_among(
+            Attempt, columns, key="message", values=message_ids, using=router.db_for_write(Attempt)
+        ):
             known = found.get(pk, Record())
             found[pk] = Record(max(known.last_number, number), known.accepted or outcome == Kind.ACCEPTED)
         return found
@@ -95,7 +97,7 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
                 "code": "",
                 "detail": "",
             },
-            using=self.db,
+            using=router.db_for_write(Attempt),
         )
 
     def end_many(self, ended: Iterable[tuple[UUID, int, Outcome]], *, now: datetime) -> None:
@@ -119,7 +121,7 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
             columns=["outcome", "code", "detail", "sha256"],
             keys=["message", "number"],
             constants={"ended_at": now},
-            using=self.db,
+            using=router.db_for_write(Attempt),
         )
 
     def end(self, message_id: UUID, number: int, outcome: Outcome) -> None:

@@ -306,6 +306,9 @@ def _as_arrays(
 
 
 def _kind(field: models.Field[Any, Any], connection: BaseDatabaseWrapper) -> str:
+    """The type of such a value; texts have no length here, or PostgreSQL would cut them without a word."""
+    if isinstance(field, models.CharField | models.TextField):
+        return "text"
     return str((field.rel_db_type if field.is_relation else field.cast_db_type)(connection))
 
 
@@ -338,12 +341,17 @@ def _prepared(
 
 
 class Asked:
-    """A question to the database that is built once and asked with every turn: does this statement give any row now?"""
+    """A question to the database that is built once and asked with every turn: does this statement give any row now?
+
+    Without a statement, none.
+    """
 
     def __init__(self, sql: str, params: Iterable[Any], *, using: str) -> None:
         self.sql, self.params, self.using = sql, list(params), using
 
     def is_any(self) -> bool:
+        if not self.sql:
+            return False
         with connections[self.using].cursor() as cursor:
             cursor.execute(self.sql, self.params)
             return cursor.fetchone() is not None

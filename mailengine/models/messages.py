@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
+from django.core.exceptions import EmptyResultSet
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connections, models, router, transaction
 from django.db.models import Exists, F, OuterRef, Q
@@ -111,6 +112,11 @@ class Verdict:
 
 
 class MessageQuerySet(models.QuerySet["Message"]):
+    @property
+    def _home(self) -> str:
+        """The database that all of this is written to, and read from where it is about to be written."""
+        return router.db_for_write(Message)
+
     # What to look for
 
     def due(self, *, since_seconds: float = 0) -> MessageQuerySet:
@@ -156,7 +162,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
             "other_recipients": [document_of(value) for value in others],
             "merge_data": [document_of(value) for value in data],
         }
-        return insert_copies(alike, columns, unique=["recipient", "job"], using=self.db)
+        return insert_copies(alike, columns, unique=["recipient", "job"], using=self._home)
 
     # Claim, begin, settle
 
@@ -166,7 +172,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
         By priority, then due time, then age. Messages that another worker is taking at this moment are passed over,
         not waited for. To be called in a transaction that is committed before anything is sent.
         """
-        if connections[self.db].vendor == "postgresql":
+        if connections[self._home].vendor == "postgresql":
             return self._claim_at_once(lease, statuses, seconds=seconds, limit=limit)
         rows = self._next_due(statuses, limit)
         if rows:
@@ -185,7 +191,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
 
     def _claim_at_once(self, lease: Lease, statuses: Sequence[Status], *, seconds: float, limit: int) -> list[Message]:
         """The same in one statement."""
-        connection, table = connections[self.db], Message._meta.db_table
+        connection, table = connections[self._home], Message._meta.db_table
         fields = Message._meta.concrete_fields
         first, params = self._first_due(statuses, limit, locked=True)
         with connection.cursor() as cursor:
@@ -197,7 +203,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
                 [Status.SENDING, lease.id, lease.worker.pk, *params],
             )
             rows = read(cursor.fetchall(), fields, connection)
-        return sorted(instances(Message, fields, rows, using=self.db), key=_place_in_the_queue)
+        return sorted(instances(Message, fields, rows, using=self._home), key=_place_in_the_queue)
 
     def _first_due(self, statuses: Sequence[Status], limit: int, *, locked: bool = False) -> tuple[str, list[Any]]:
         """SQL, on PostgreSQL, for the ids of the first due messages in these states, and its parameters.
@@ -208,7 +214,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
         table = Message._meta.db_table
         due = self.filter(status__in=statuses).due().filter(priority=RawSQL("level.priority", ())).order_by(*ORDER)
         first = due.select_for_update(skip_locked=True) if locked else due
-        ids, params = first.values_list("pk")[:limit].query.sql_with_params()
+        ids, params = first.values_list("pk")[:limit].query.get_compiler(self._home).as_sql()
         open_rows = f"FROM {table} WHERE status IN ({', '.join(['%s'] * len(statuses))})"
         sql = f"""
             WITH RECURSIVE level(priority) AS (
@@ -222,10 +228,13 @@ class MessageQuerySet(models.QuerySet["Message"]):
 
     def whether_due(self, statuses: Sequence[Status]) -> Asked:
         """The question whether any of these messages is due and in one of these states, to be asked again and again."""
-        if connections[self.db].vendor == "postgresql":
-            return Asked(*self._first_due(statuses, 1), using=self.db)
         query = self.filter(status__in=statuses).due().order_by().values_list("pk")[:1].query
-        return Asked(*query.get_compiler(self.db).as_sql(), using=self.db)
+        try:
+            if connections[self._home].vendor == "postgresql":
+                return Asked(*self._first_due(statuses, 1), using=self._home)
+            return Asked(*query.get_compiler(self._home).as_sql(), using=self._home)
+        except EmptyResultSet:  # it asks for one of no streams, say
+            return Asked("", (), using=self._home)
 
     def _next_due(self, statuses: Sequence[Status], limit: int) -> list[Message]:
         """The first due messages in these states, locked."""
@@ -240,9 +249,11 @@ class MessageQuerySet(models.QuerySet["Message"]):
         Whatever their state is: a late result, too, is entered in a row that nobody else can begin meanwhile. Nothing
         else of them is read: while a lease lasts, its holder knows the rest from the claim.
         """
-        limit_lock_waits(self.db)
-        ending = "ORDER BY id" if connections[self.db].vendor == "sqlite" else "ORDER BY id FOR UPDATE"
-        rows = select_among(Message, ["id", "lease"], key="id", values=ids, using=self.db, with_now=True, ending=ending)
+        limit_lock_waits(self._home)
+        ending = "ORDER BY id" if connections[self._home].vendor == "sqlite" else "ORDER BY id FOR UPDATE"
+        rows = select_among(
+            Message, ["id", "lease"], key="id", values=ids, using=self._home, with_now=True, ending=ending
+        )
         return {pk: Hold(lease, now) for pk, lease, now in rows}
 
     def settle(self, message: Message, verdict: Verdict, *, lease: Lease, outcome: Outcome | None = None) -> bool:
@@ -269,7 +280,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
                 "claim_count": 0,
                 "sent_at": now,
             },
-            using=self.db,
+            using=self._home,
         )
 
     def settle_late(self, message: Message, verdict: Verdict, *, number: int, outcome: Outcome) -> bool:
@@ -336,7 +347,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
         """Give back whatever this worker has claimed and not begun. To be called in a transaction."""
         from .attempts import Attempt
 
-        limit_lock_waits(self.db)
+        limit_lock_waits(self._home)
         begun = Attempt.objects.open().filter(message=OuterRef("pk"))
         return self.filter(~Exists(begun), worker=worker)._release()
 
@@ -461,7 +472,7 @@ class MessageQuerySet(models.QuerySet["Message"]):
     def _wait_for_begins(self, job: MessageJob) -> None:
         """Let every Begin end that may have seen the job as it was before, and is setting a message of it aside."""
         claimed = Message.objects.filter(job=job, status=Status.SENDING).values_list("pk", flat=True)
-        with transaction.atomic(using=self.db):
+        with transaction.atomic(using=self._home):
             # By their ids: MariaDB would lock the index by which it finds them too, which a Begin is about to change.
             self.held(list(claimed))
 

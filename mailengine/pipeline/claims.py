@@ -42,6 +42,11 @@ class Claims:
         self._asked_at: dict[str, float] = {}
         """When there was no mail of a stream that is owed some."""
 
+    def begin_anew(self) -> None:
+        """Forget the questions that it has asked."""
+        self._urgent_mail.clear()
+        self._asked_at.clear()
+
     def has_mail(self) -> bool:
         """Whether anything is due that is this run's business."""
         mine = self._of_our_streams()
@@ -82,7 +87,7 @@ class Claims:
 
     def take_more_urgent(self, lease: Lease, *, than: int, limit: int) -> Claim | None:
         """Messages that go before those of priority `than`."""
-        question = (than, repr(self._can_go()))
+        question = (than, repr(self._can_go()), *(message.pk for message in self.suspects))
         if question not in self._urgent_mail:
             urgent = self._candidates().filter(priority__lt=than)
             self._urgent_mail[question] = urgent.whether_due(self.statuses)

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Generic, TypeVar
 from uuid import UUID
 
+from django.core.exceptions import ObjectDoesNotExist
 from django.db import Error as DatabaseFault
 from django.db import router, transaction
 
@@ -259,7 +260,7 @@ class Composer:
             item.verdict = self._without_file(message, error)
         except OSError as error:
             item.verdict = self._later(message, f"the storage of attachments does not answer: {error}")
-        except (InvalidMail, ValueError, TypeError, LookupError) as error:
+        except (InvalidMail, ObjectDoesNotExist, ValueError, TypeError, LookupError) as error:
             item.verdict = self._failed(message, f"invalid: it can't be composed: {text_of(error)}")
         # Composing runs code that is anybody's, and takes memory: neither may end the run for the messages behind.
         except Exception as error:

@@ -50,6 +50,8 @@ logger = logging.getLogger("mailengine.dispatch")
 HEARTBEAT_SECONDS = 10.0
 WAIT_SECONDS = 0.2
 """How long the loop waits for a handover to end before it looks at the clock and the stop event again."""
+SHORTEST_REST_SECONDS = 0.05
+"""Which a worker that waits for news waits at least."""
 LIMIT_SECONDS = 0.05
 """Within how long after a provider's limit leaves something again the loop looks, where it waits for that."""
 BEGUN_TOO_LATE = Outcome(
@@ -229,14 +231,16 @@ class Dispatcher:
         if self.duty is not None and not self._must_stop():
             duty = self.duty
             self._persist(lambda: done.append(duty.do_some(is_idle=is_idle)))
-        self.has_news = self.has_news or any(done)
+        if any(done):  # not what it was before: another thread may have set it meanwhile
+            self.has_news = True
         return any(done)
 
     def _rest(self, seconds: float) -> None:
-        """Wait for news, for what comes late, or for the end; and ask the database nothing."""
-        ends_at = time.monotonic() + seconds
+        """Wait for news, for what comes late, or for the end; and say now and then that this worker lives."""
+        ends_at = time.monotonic() + max(seconds, SHORTEST_REST_SECONDS)
         while not (self.has_news or self.ended or self._is_over()) and (left := ends_at - time.monotonic()) > 0:
             self._collect(wait_seconds=min(left, WAIT_SECONDS))
+            self._persist(self._heartbeat_if_due)
 
     def _step(self) -> None:
         """One turn: record what has ended, begin what can go, claim what comes next; all in one commit."""
@@ -442,6 +446,7 @@ class Dispatcher:
 
     def _sign_on(self) -> None:
         self.health.refresh()
+        self.team.size = self._team_size()
         if self.worker is None:
             self.worker = Worker.objects.register(self.report.command)
 
@@ -459,6 +464,7 @@ class Dispatcher:
         """Forget what each run finds out for itself, as one that goes on for days must now and then."""
         self.team.size = self._team_size()
         self.composer.begin_anew()
+        self.claims.begin_anew()
         self.stock.begin_anew()
         self.health.begin_anew()
         self.alarms = [thread for thread in self.alarms if thread.is_alive()]

@@ -72,7 +72,7 @@ class Health:
     def begin_anew(self) -> None:
         """Draw again which provider goes first, where that is left to chance."""
         self._leads.clear()
-        self._candidates.clear()
+        self._forget_candidates()
 
     # What may go, and where
 

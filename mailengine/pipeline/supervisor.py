@@ -64,6 +64,10 @@ class Supervisor:
         shares = [share_of(limit, number=number, count=count) for number in range(count)]
         self._has_told = False
         """Whether the signal was passed on."""
+        max_time = options.get("max_time")
+        self._ends_at = float("inf") if max_time is None else time.monotonic() + max_time
+        # Where each ends at a limit of its own, none of them may take the house with it.
+        self._all_keep_house = limit is not None
         self._places = [Place(number, share) for number, share in enumerate(shares) if share != 0]
 
     def run(self) -> Report:
@@ -85,7 +89,13 @@ class Supervisor:
 
     def _start(self, place: Place) -> None:
         ours, theirs = self._context.Pipe()
-        options = {**self.options, "limit": place.limit, "keeps_house": place.number == 0}
+        left = self._ends_at - time.monotonic()
+        options = {
+            **self.options,
+            "limit": place.limit,
+            "max_time": None if left == float("inf") else max(left, 0.0),
+            "keeps_house": place.number == 0 or self._all_keep_house,
+        }
         process = self._context.Process(target=work_on, args=(theirs, options), name=f"mail_worker-{place.number + 1}")
         with signals_blocked():
             process.start()
@@ -108,30 +118,35 @@ class Supervisor:
             return
         if place.process.is_alive():
             return
-        self._read_report(place)
+        stopped = self._read_report(place)
         place.process.join()
-        code, name = place.process.exitcode, place.process.name
+        code, name = place.process.exitcode or 0, place.process.name
         place.process.close()
         place.process = None
-        if not code:
-            place.is_done = True  # its time is over, or its share is done
+        if not code and (self.stop.is_set() or stopped in {"limit", "max_time"}):
+            place.is_done = True
         elif self.stop.is_set():
             place.is_done = True
             self.say(f"{name} {ending(code)}; what it held is rescued by a later run")
         else:
             seconds = place.pause_seconds()
             place.starts_at = time.monotonic() + seconds
-            self.say(f"{name} {ending(code)}; another starts {f'in {seconds:g} s' if seconds else 'now'}")
+            how = ending(code) if code else "was told to stop"
+            self.say(f"{name} {how}; another starts {f'in {seconds:g} s' if seconds else 'now'}")
 
-    def _read_report(self, place: Place) -> None:
+    def _read_report(self, place: Place) -> str:
+        """Add what it did to what all did; why it has stopped, where it could still say so."""
+        stopped = ""
         if place.pipe is None:
-            return
+            return stopped
         with suppress(EOFError, OSError):  # killed before it could say what it did, or in the middle of that
             if place.pipe.poll():
                 report, expansion = place.pipe.recv()
+                stopped = report.stopped
                 self.report.add(report)
                 self.expansion.add(expansion)
                 if place.limit is not None:
                     place.limit = max(place.limit - report.outcomes.total(), 1)
         place.pipe.close()
         place.pipe = None
+        return stopped

@@ -113,6 +113,23 @@ def test_one_that_dies_is_replaced_and_the_mail_goes_on(work, smtp, wait_until):
     assert len(err.splitlines()) == 1
 
 
+def test_one_that_is_told_to_stop_by_itself_is_replaced_too(work, smtp, wait_until):
+    """The first keeps house: without another one, this host would expand no job any more."""
+    process = work("--workers", "2", "--interval", "0.2")
+    wait_until(lambda: len(pids()) == 2)
+    for pid in pids():
+        os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: Worker.objects.count() == 4)
+
+    queue_job("Hi", "Hello", "desk@example.org", [f"u{number}@example.org" for number in range(5)])
+
+    wait_until(lambda: sent() == 5)
+    process.terminate()
+    _out, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert err.count("was told to stop; another starts in 1 s") == 2
+
+
 def test_they_end_well_when_their_supervisor_is_killed(work, smtp, wait_until):
     process = work("--workers", "2")
     wait_until(lambda: len(pids()) == 2)

@@ -1,5 +1,6 @@
 """`mail_worker` does all that the commands of cron do, in one thread that works inside a test's transaction, too."""
 
+import time
 from datetime import timedelta
 
 import pytest
@@ -10,7 +11,7 @@ from django.utils import timezone
 
 from mailengine import Priority, queue_job
 from mailengine.models import Message, MessageJob, Worker
-from mailengine.pipeline import expand, worker
+from mailengine.pipeline import dispatch, expand, worker
 from mailengine.pipeline.worker import MailWorker
 from mailengine.testing import FakeProvider
 from tests.dispatch.helpers import queue, queue_many, statuses
@@ -266,3 +267,39 @@ def test_a_dry_run_does_nothing(provider, capsys):
     said = capsys.readouterr().out
     assert said == "mail_worker: would expand 1 job and send 2 of 2 due; nothing was done\n"
     assert (statuses(), FakeProvider.named("relay").accepted) == ({"queued": 2}, [])
+
+
+class TestRest:
+    """What it does while there is nothing to send, however long its interval."""
+
+    @pytest.fixture
+    def resting(self, provider, monkeypatch):
+        """A function that lets a worker with a long interval rest until a condition holds."""
+        monkeypatch.setattr(worker, "SURE_SECONDS", 0)
+
+        def rest(condition, *, interval):
+            resting = MailWorker(stop=Until(condition), max_time=60, interval=interval)
+            resting.run()
+
+        return rest
+
+    def test_it_says_that_it_lives(self, resting, monkeypatch):
+        """Or those who queue mail would believe that nobody is there to be woken."""
+        monkeypatch.setattr(dispatch, "HEARTBEAT_SECONDS", 0.1)
+        began_at = timezone.now()
+
+        resting(
+            lambda: Worker.objects.filter(seen_at__gt=began_at + timedelta(seconds=0.5)).exists(),
+            interval=60,
+        )
+
+        assert Worker.objects.get().seen_at > began_at + timedelta(seconds=0.5)
+
+    def test_without_an_interval_it_does_not_look_without_end(self, resting):
+        rests_at_most = 10
+        ends_at = time.monotonic() + rests_at_most * dispatch.SHORTEST_REST_SECONDS
+        with CaptureQueriesContext(connection) as queries:
+            resting(lambda: time.monotonic() >= ends_at, interval=0)
+
+        looks = [q for q in queries.captured_queries if "mailengine_message" in q["sql"]]
+        assert len(looks) < 10 * rests_at_most
