@@ -310,7 +310,7 @@ PANELS = [
     Panel("Mails a second from SQLite, one process", "sqlite"),
     Panel("Seconds until half of the urgent mail has arrived while bulk mail is sent", "urgent", "p50", " s", 2, True),
 ]
-WIDTH, LABELS, NUMBERS, BAR, STEP = 780, 310, 80, 14, 22
+WIDTH, LABELS, NUMBERS, BAR, STEP = 860, 390, 80, 14, 22
 
 STYLE = """
     text { font: 13px system-ui, sans-serif; fill: #1f2328 }

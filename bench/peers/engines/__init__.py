@@ -15,14 +15,14 @@ __all__ = ["ENGINES", "PRODUCTS", "Engine", "Limits"]
 PRODUCTS = ("mailengine", "django-mailer", "django-post_office", "celery", "procrastinate", "limit")
 
 _ALL: list[Engine] = [
-    Mailengine("mailengine", "two processes", workers=2),
-    Mailengine("mailengine-1", "one process", workers=1),
-    Mailengine("mailengine-64", "one process, 64 connections", workers=1, connections=64),
-    Mailengine("mailengine-1x16", "one process, 16 connections", workers=1, connections=16),
-    Mailengine("mailengine-2x16", "two processes, 16 connections each", workers=2, connections=16),
-    Mailengine("mailengine-4x16", "four processes, 16 connections each", workers=4, connections=16),
-    Mailengine("mailengine-worker", "two processes, as a daemon", workers=2, is_daemon=True),
-    Mailengine("mailengine-worker-1", "one process, as a daemon", workers=1, is_daemon=True),
+    Mailengine("mailengine", "send_mail in two processes", workers=2),
+    Mailengine("mailengine-1", "send_mail in one process", workers=1),
+    Mailengine("mailengine-64", "send_mail in one process, 64 connections", workers=1, connections=64),
+    Mailengine("mailengine-1x16", "send_mail in one process, 16 connections", workers=1, connections=16),
+    Mailengine("mailengine-2x16", "send_mail in two processes, 16 connections each", workers=2, connections=16),
+    Mailengine("mailengine-4x16", "send_mail in four processes, 16 connections each", workers=4, connections=16),
+    Mailengine("mailengine-worker", "mail_worker in two processes", workers=2, is_daemon=True),
+    Mailengine("mailengine-worker-1", "mail_worker in one process", workers=1, is_daemon=True),
     DjangoMailer("django-mailer", "as it comes"),
     PostOffice("post_office", "as it comes"),
     PostOffice("post_office-2x4", "2 processes of 4 threads, batches of 1,000, no log", 2, 4, 1_000),
