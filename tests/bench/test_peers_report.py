@@ -115,7 +115,7 @@ def test_memory_is_that_of_the_daemon_where_there_is_one():
 def test_a_goal_that_was_not_measured_says_so():
     lines = goals_table(goals([], PRODUCTS, OWN_WORDS)).splitlines()
 
-    assert len(lines) == 2 + 11
+    assert len(lines) == 2 + 12
     assert all("| not measured |" in line for line in lines[2:])
 
 
