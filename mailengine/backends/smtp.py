@@ -43,11 +43,21 @@ _COMMANDS = 4_096
 writes without reading may wait for a server that waits for its replies to be read."""
 _READ = 4_096
 _MOST_PIECES = 512  # of what one write takes; systems allow 1,024 at least
+_NO_TIME = 0.001  # 0 would mean something else
+_CAN_TRY = hasattr(socket, "MSG_DONTWAIT") and hasattr(socket.socket, "sendmsg")  # Windows has neither
 _PLAIN_ADDRESS = re.compile(r"[\w+-]+(?:\.[\w+-]+)*@[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})+", re.ASCII | re.IGNORECASE)
 """What needs no parser to be seen as a bare address that any envelope can carry."""
 
 Reply: TypeAlias = tuple[int, bytes]
 """Its code, and the text behind it."""
+
+
+class Progress(Enum):
+    """What came of a step of a dialogue that must not wait."""
+
+    WAITS = "waits"  # for the socket to have something to read
+    SENT = "sent"  # the server said yes
+    STUCK = "stuck"  # all but a plain yes: whoever goes on with it by `send_messages()` may have to wait
 
 
 class Phase(Enum):
@@ -90,6 +100,8 @@ class SMTPBackend(DjangoSMTPBackend):
     Mail is rendered, 7-bit clean for any server, before the connection is made: ValueError (for a non-ASCII
     local part too) means that no byte left this host.
     """
+
+    timeout: float
 
     def __init__(self, fail_silently: bool = False, **options: Any) -> None:
         if django.VERSION < (6, 1):
@@ -148,14 +160,37 @@ class SMTPBackend(DjangoSMTPBackend):
                     self.close()  # what failed to open as well
         return sent_count
 
+    def begin(self, mail: WireMail) -> socket.socket | None:
+        """Begin to send this mail by the connection that is open, and wait for nothing.
+
+        Gives the socket; whenever there is something to read from it, `go_on()` takes the next step. None where that
+        can't be: without PIPELINING, over TLS, for a large mail, or for one that `send_messages()` would refuse.
+        """
+        connection = self.connection
+        if not isinstance(connection, _Dialogue) or not connection.can_begin(mail):
+            return None
+        try:
+            recipients = list(self._envelope_recipients(mail))
+            sender = self._envelope_sender(mail.from_email)
+            _note_bytes(mail, mail)
+            return connection.sock if recipients and connection.begin(sender, recipients, mail) else None
+        except ValueError:
+            return None
+
+    def go_on(self) -> Progress:
+        """The next step of the mail that was begun. `STUCK`: `send_messages()` goes on with it from where it is."""
+        connection = self.connection
+        return connection.go_on() if isinstance(connection, _Dialogue) else Progress.STUCK
+
+    def lose_patience(self) -> None:
+        """The server has not answered within the option `timeout`: let `send_messages()` wait no longer."""
+        if self.connection is not None and self.connection.sock is not None:
+            self.connection.sock.settimeout(_NO_TIME)
+
     def _send_mail(
         self, email: EmailMessage | WireMail, sender: str, recipients: dict[str, str], mail: WireMail
     ) -> bool:
-        digest = hashlib.sha256()
-        for piece in mail.pieces:
-            digest.update(piece)
-        email.mailengine_refusals = {}  # type: ignore[union-attr]
-        email.mailengine_sha256 = digest.digest()  # type: ignore[union-attr]
+        _note_bytes(email, mail)
         try:
             refused = self.connection.hand_over(  # type: ignore[union-attr]  # open() has been called
                 sender, list(recipients), mail
@@ -214,6 +249,14 @@ def _as_bytes(email: EmailMessage) -> WireMail:
     return WireMail(email.from_email, email.recipients(), [render(email)])
 
 
+def _note_bytes(email: EmailMessage | WireMail, mail: WireMail) -> None:
+    digest = hashlib.sha256()
+    for piece in mail.pieces:
+        digest.update(piece)
+    email.mailengine_refusals = {}  # type: ignore[union-attr]
+    email.mailengine_sha256 = digest.digest()  # type: ignore[union-attr]
+
+
 @contextmanager
 def _goodbye(sock: socket.socket | None) -> Iterator[None]:
     """Little time for what changes nothing any more, and none at all once the time of the mail is over."""
@@ -234,6 +277,10 @@ class _Dialogue(smtplib.SMTP):
     _unanswered = 0
     """How many of those that were sent have had no reply yet."""
     _most_ahead = 1
+    _begun: WireMail | None = None
+    """The mail that `begin()` has begun; how far it got since is the phase."""
+    _unwritten: list[bytes | memoryview]
+    """What is left of its content, where not all could be written at once."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with self._marking_errors():
@@ -289,17 +336,25 @@ class _Dialogue(smtplib.SMTP):
 
         It raises what smtplib's `sendmail()` would. Any 2xx is a yes, which smtplib would take for a refusal.
         """
-        self.phase = Phase.MAIL  # no longer the DONE of the mail before
+        is_begun, self._begun = self._begun is mail, None
+        if not is_begun:
+            self.phase = Phase.MAIL  # no longer the DONE of the mail before
+        refused: dict[str, Reply] = {}
         with self._marking_errors():
             if self.sock is not None:
                 self._guarded = self._guarded or Guarded(self.sock)
                 guard(self._guarded)
-            self.ehlo_or_helo_if_needed()
-            self.phase = Phase.MAIL
-            refused = self._send_envelope(sender, recipients, mail)
-            self.phase = Phase.BODY
-            self._send_body(mail)
-            self.phase = Phase.AWAIT
+            if not is_begun:
+                self.ehlo_or_helo_if_needed()
+                self.phase = Phase.MAIL
+                self._plan_envelope(sender, recipients, mail)
+            if self.phase is Phase.MAIL:
+                refused = self._send_envelope(sender, recipients)
+                self.phase = Phase.BODY
+                self._unwritten = _content(mail)
+            if self.phase is Phase.BODY:
+                self._send_body()
+                self.phase = Phase.AWAIT
             code, reply = self.getreply()
             if not _is_yes(code):
                 self._clean_up(code)
@@ -307,14 +362,72 @@ class _Dialogue(smtplib.SMTP):
             self.phase = Phase.DONE
         return refused
 
-    def _send_envelope(self, sender: str, recipients: Sequence[str], mail: WireMail) -> dict[str, Reply]:
-        """Up to the server's 354, after which it waits for the content."""
+    def can_begin(self, mail: WireMail) -> bool:
+        """Whether `begin()` is for this mail, on this connection."""
+        is_plain = isinstance(self.sock, socket.socket) and not isinstance(self.sock, ssl.SSLSocket)
+        return is_plain and _CAN_TRY and self.has_extn("pipelining") and sum(map(len, mail.pieces)) <= SMALL
+
+    def begin(self, sender: str, recipients: Sequence[str], mail: WireMail) -> bool:
+        """Say the whole envelope in one write that does not wait; False, and nothing is begun, where that can't be.
+
+        From then on the replies are left unread until all are there, and each is a yes: so `hand_over()` of the same
+        mail finds the dialogue as if it had said the envelope itself.
+        """
+        self._plan_envelope(sender, recipients, mail)
+        commands = b"".join(reversed(self._unsent))
+        sock = self.sock
+        if sock is None or len(commands) > _COMMANDS or not isinstance(self.file, _Replies) or self.file.has_heard:
+            return False
+        self.phase = Phase.MAIL
+        try:
+            is_said = sock.send(commands, socket.MSG_DONTWAIT) == len(commands)
+        except OSError:
+            is_said = False
+        if not is_said:  # whatever the server got of it, it can't have taken that for a mail
+            self.close()
+            return False
+        self._begun, self._unanswered, self._unsent = mail, len(self._unsent), []
+        return True
+
+    def go_on(self) -> Progress:
+        """The next step of the mail that was begun, when there is something to read."""
+        mail, sock, replies = self._begun, self.sock, self.file
+        if mail is None or sock is None or not isinstance(replies, _Replies) or not replies.listen_at_once():
+            return Progress.STUCK
+        if self.phase is Phase.MAIL:
+            answer = replies.are_yes(self._unanswered, last=b"354")
+            if not answer:
+                return Progress.WAITS if answer is None else Progress.STUCK
+            replies.forget()
+            self._unanswered = 0
+            self.phase = Phase.BODY
+            self._unwritten = _content(mail)
+            try:
+                sent = sock.sendmsg(self._unwritten[:_MOST_PIECES], [], socket.MSG_DONTWAIT)
+            except OSError:
+                sent = 0  # the next write says why
+            _drop(self._unwritten, sent)
+            if self._unwritten:
+                return Progress.STUCK
+            self.phase = Phase.AWAIT
+            return Progress.WAITS
+        answer = replies.are_yes(1)
+        if not answer:
+            return Progress.WAITS if answer is None else Progress.STUCK
+        replies.forget()
+        self.phase, self._begun = Phase.DONE, None
+        return Progress.SENT
+
+    def _plan_envelope(self, sender: str, recipients: Sequence[str], mail: WireMail) -> None:
         size = f" SIZE={sum(map(len, mail.pieces))}" if self.has_extn("size") else ""
         commands = [f"MAIL FROM:<{sender}>{size}", *[f"RCPT TO:<{address}>" for address in recipients], "DATA"]
         self._unsent = _lines(commands)[::-1]
         self._unanswered = 0
         self._most_ahead = _COMMANDS if self.has_extn("pipelining") else 1
         check()
+
+    def _send_envelope(self, sender: str, recipients: Sequence[str]) -> dict[str, Reply]:
+        """Up to the server's 354, after which it waits for the content."""
         code, reply = self._next_reply()
         if not _is_yes(code):
             self._clean_up(code)
@@ -377,13 +490,11 @@ class _Dialogue(smtplib.SMTP):
             self.getreply()
         self._unanswered = 0
 
-    def _send_body(self, mail: WireMail) -> None:
+    def _send_body(self) -> None:
         sock = self.sock
         if sock is None:
             raise smtplib.SMTPServerDisconnected("Not connected any more")
-        pieces = (mail.stuffed or [dots_doubled(b"".join(mail.pieces))]) if mail.has_dots else mail.pieces
-        end = next(filter(None, reversed(pieces)), b"")
-        dot = b".\r\n" if end.endswith(b"\r\n") else b"\r\n.\r\n"
+        *pieces, dot = self._unwritten
         try:
             # This process may have been frozen, and somebody else have sent the mail by now: each write looks at the
             # time first, and the one that ends in the dot is none that waits for long.
@@ -446,6 +557,40 @@ class _Replies:
         self._heard = rest
         return int(line[:3]), line[4:].strip(b" \t\r")
 
+    @property
+    def has_heard(self) -> bool:
+        """Whether anything was heard that nobody has read."""
+        return bool(self._heard)
+
+    def listen_at_once(self) -> bool:
+        """Take what is there; False: the connection broke, or somebody has more to say than fits into a few replies."""
+        try:
+            heard = self._sock.recv(_READ, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self._heard += heard
+        return bool(heard) and len(self._heard) <= _READ
+
+    def are_yes(self, count: int, *, last: bytes = b"2") -> bool | None:
+        """Whether `count` replies and nothing else were heard, each of one line, a yes; None: some is missing yet.
+
+        The code of the last begins with `last`.
+        """
+        *lines, rest = self._heard.split(b"\n")
+        wanted = [b"2"] * (count - 1) + [last]
+        if len(lines) + bool(rest) > count:
+            return False
+        for line, start in zip(lines, wanted, strict=False):
+            if not line.startswith(start) or not line[:3].isdigit() or line[3:4] != b" ":
+                return False
+        return True if len(lines) == count else None
+
+    def forget(self) -> None:
+        """What was heard has been read."""
+        self._heard = b""
+
     def readline(self, size: int) -> bytes:
         end = self._heard.find(b"\n") + 1
         while not end and len(self._heard) < size:
@@ -493,7 +638,14 @@ def _lines(commands: Sequence[str]) -> list[bytes]:
     return [f"{command}\r\n".encode("ascii") for command in commands]
 
 
-def _write(sock: socket.socket, pieces: Sequence[bytes]) -> None:
+def _content(mail: WireMail) -> list[bytes | memoryview]:
+    """The mail as it goes out after a 354, the final dot last: RFC 5321, section 4.5.2."""
+    pieces = (mail.stuffed or [dots_doubled(b"".join(mail.pieces))]) if mail.has_dots else mail.pieces
+    end = next(filter(None, reversed(pieces)), b"")
+    return [*pieces, b".\r\n" if end.endswith(b"\r\n") else b"\r\n.\r\n"]
+
+
+def _write(sock: socket.socket, pieces: Sequence[bytes | memoryview]) -> None:
     """All of it, or an OSError: then its last byte has not been given to the system."""
     if isinstance(sock, ssl.SSLSocket) or not hasattr(sock, "sendmsg"):  # Windows has none
         for chunk in _chunks(pieces):
@@ -503,19 +655,23 @@ def _write(sock: socket.socket, pieces: Sequence[bytes]) -> None:
     waiting: list[bytes | memoryview] = list(pieces)
     while waiting:
         check()
-        sent = sock.sendmsg(waiting[:_MOST_PIECES])
-        done = 0
-        while done < len(waiting) and sent >= len(waiting[done]):
-            sent -= len(waiting[done])
-            done += 1
-        del waiting[:done]
-        if sent:
-            waiting[0] = memoryview(waiting[0])[sent:]
+        _drop(waiting, sock.sendmsg(waiting[:_MOST_PIECES]))
 
 
-def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+def _drop(pieces: list[bytes | memoryview], size: int) -> None:
+    """Take so many bytes off their beginning."""
+    done = 0
+    while done < len(pieces) and size >= len(pieces[done]):
+        size -= len(pieces[done])
+        done += 1
+    del pieces[:done]
+    if size:
+        pieces[0] = memoryview(pieces[0])[size:]
+
+
+def _chunks(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
     """The same bytes in pieces that are not small, but for the last."""
-    small: list[bytes] = []
+    small: list[bytes | memoryview] = []
     size = 0
     for piece in pieces:
         small.append(piece)

@@ -1,24 +1,33 @@
-"""The threads that talk to providers. They know emails and connections, and no rows.
+"""Those who talk to providers. They know emails and connections, and no rows.
 
 The thread that owns a `Team` talks to the database and to nobody else; it gives an email, or the emails of one call, to
 an idle sender and later collects what came of each. Connections are lent out for one handover each, the last one used
 first, so that as few stay open as the load needs.
+
+Whatever may have to wait has a thread of its own: to connect, and all that is said over HTTP or TLS. What goes by a
+connection to an SMTP server that is open already is driven by one event loop, until the server says something else
+than yes; then a thread goes on from there.
 """
 
 from __future__ import annotations
 
+import math
+import socket
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
+from ..backends.smtp import Progress
 from ..backends.wire import Mail
 from ..outcomes import Kind, Outcome
 from ..providers.connection import Connection
+from .eventloop import EventLoop
 
 COMPANY_SECONDS = 0.002
 """How long an outcome waits for others to share its commit: more come while one is under way, and share the next."""
@@ -30,7 +39,7 @@ NOT_TAKEN = replace(NO_SENDER, detail="those there are were busy until its time 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Task(Generic[T]):
     """One handover, with what the owner wants to remember of it."""
 
@@ -39,6 +48,8 @@ class Task(Generic[T]):
     connection: Connection
     until: float | None = None
     key: str = ""
+    has_begun: bool = False
+    """Whether the event loop has taken it."""
     _taken: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self) -> bool:
@@ -49,9 +60,27 @@ class Task(Generic[T]):
         """The same outcome for each of its emails."""
         return [outcome] * len(self.emails)
 
+    def hand_over(self) -> list[Outcome]:
+        """All of it, or what is left of it once it was begun; for a thread that may wait."""
+        return self.connection.hand_over_together(self.emails, until=self.until, key=self.key)
+
+    # For the event loop
+
+    def begin(self) -> socket.socket | None:
+        if not self.take():
+            return None  # it was withdrawn
+        self.has_begun = True
+        return self.connection.begin(self.emails, until=math.inf if self.until is None else self.until)
+
+    def go_on(self) -> Progress:
+        return self.connection.go_on()
+
+    def is_overdue(self) -> bool:
+        return self.connection.is_overdue()
+
 
 class Team(Generic[T]):
-    """Up to `size` threads, started when there is work for them.
+    """Up to `size` senders: an event loop, and threads that are started when there is work for them.
 
     A backend that does not keep to the end of its handover costs its thread, and nobody else's time: after
     `grace_seconds` more the handover counts as uncertain, and another thread takes the place. What no thread has taken
@@ -64,10 +93,15 @@ class Team(Generic[T]):
         self.in_flight: dict[str, int] = defaultdict(int)
         self._tasks: set[Task[T]] = set()
         self._overdue: set[Task[T]] = set()
-        self._threads: list[threading.Thread] = []
-        self._inbox: SimpleQueue[Task[T] | Connection | None] = SimpleQueue()
-        self._outbox: SimpleQueue[tuple[Task[T], list[Outcome]] | None] = SimpleQueue()
         self._idle: dict[str, list[Connection]] = defaultdict(list)
+        self._outbox: SimpleQueue[list[tuple[Task[T], list[Outcome]]] | None] = SimpleQueue()
+        self._loop: EventLoop[Task[T]] = EventLoop(when_sent=self._note_sent, when_stuck=self._give_to_a_thread)
+        self._threads: list[threading.Thread] = []
+        self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._job_count = 0
+        """How much of the inbox is not done: no more threads are needed."""
+        self._hiring = threading.Lock()
+        self._is_closed = False
 
     @property
     def busy_count(self) -> int:
@@ -87,19 +121,11 @@ class Team(Generic[T]):
         task = Task(ticket, emails, connection, until, key)
         self.in_flight[alias] += 1
         self._tasks.add(task)
-        if len(self._threads) < self.busy_count + len(self._overdue):
-            try:
-                self._start_thread()
-            except RuntimeError as error:  # this host has none left; a sender that is busy may take the task later
-                if len(self._threads) <= len(self._overdue):
-                    self._outbox.put((task, task.alike(replace(NO_SENDER, detail=str(error)))))
-                    return
-        self._inbox.put(task)
-
-    def _start_thread(self) -> None:
-        thread = threading.Thread(target=self._work, name=f"mailengine-{len(self._threads) + 1}", daemon=True)
-        thread.start()
-        self._threads.append(thread)
+        if connection.can_begin(emails):
+            with suppress(OSError, RuntimeError):  # this host has no thread or file left for an event loop
+                self._loop.put(task)
+                return
+        self._give_to_a_thread(task)
 
     def wake(self) -> None:
         """Let the owner, who may be waiting in `collect()`, go on at once. For any thread."""
@@ -119,19 +145,21 @@ class Team(Generic[T]):
                 arrived = self._outbox.get(timeout=max(ends_at - time.monotonic(), 0))
                 if arrived is None:
                     break
-                task, outcomes = arrived
-                self._idle[task.connection.alias].append(task.connection)
-                if task in self._overdue:
-                    self._overdue.remove(task)
-                    if all(outcome.kind is Kind.UNCERTAIN for outcome in outcomes):
-                        continue
-                else:
-                    self._free(task)
-                found.append((task.ticket, outcomes))
+                found += [(task.ticket, outcomes) for task, outcomes in arrived if self._take_back(task, outcomes)]
                 if not self.busy_count:
                     break
-                ends_at = min(ends_at, time.monotonic() + COMPANY_SECONDS)
+                if found:
+                    ends_at = min(ends_at, time.monotonic() + COMPANY_SECONDS)
         return found + self._give_up()
+
+    def _take_back(self, task: Task[T], outcomes: Sequence[Outcome]) -> bool:
+        """Whether it says anything new."""
+        self._idle[task.connection.alias].append(task.connection)
+        if task not in self._overdue:
+            self._free(task)
+            return True
+        self._overdue.remove(task)
+        return any(outcome.kind is not Kind.UNCERTAIN for outcome in outcomes)
 
     def _give_up(self) -> list[tuple[T, list[Outcome]]]:
         now = time.monotonic()
@@ -152,7 +180,7 @@ class Team(Generic[T]):
         self.in_flight[task.connection.alias] -= 1
 
     def close(self) -> None:
-        """Close the idle connections and let the threads end; those still sending are left to their deadline.
+        """Close the idle connections and let the senders end; those still sending are left to their deadline.
 
         What none of them has taken by now is never sent.
         """
@@ -160,19 +188,56 @@ class Team(Generic[T]):
             task.take()
         for connections in self._idle.values():
             for connection in connections:
-                self._inbox.put(connection)
+                self._inbox.put(connection.close)
         self._idle.clear()
-        for _thread in self._threads:
+        self._loop.close()
+        with self._hiring:
+            self._is_closed = True
+            threads = list(self._threads)
+        for _thread in threads:
             self._inbox.put(None)
         if not self.busy_count and not self._overdue:
-            for thread in self._threads:
+            self._loop.join(timeout=10)
+            for thread in threads:
                 thread.join(timeout=10)
 
+    # In the event loop
+
+    def _note_sent(self, tasks: list[Task[T]]) -> None:
+        self._outbox.put([(task, [task.connection.outcome_of(email) for email in task.emails]) for task in tasks])
+
+    # In the owner's thread, or in the event loop
+
+    def _give_to_a_thread(self, task: Task[T]) -> None:
+        try:
+            with self._hiring:
+                self._job_count += 1
+                if len(self._threads) < self._job_count and not self._is_closed:
+                    self._start_thread()
+        except RuntimeError as error:  # this host has none left; a sender that is busy may take the task later
+            if len(self._threads) <= len(self._overdue) and not task.has_begun:
+                self._job_count -= 1
+                self._outbox.put([(task, task.alike(replace(NO_SENDER, detail=str(error))))])
+                return
+        if self._is_closed or not self._threads:
+            self._hand_over(task)  # here and now, though it may wait: there is nobody else
+        else:
+            self._inbox.put(partial(self._hand_over, task))
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._work, name=f"mailengine-{len(self._threads) + 1}", daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    # In the threads
+
     def _work(self) -> None:
-        while (task := self._inbox.get()) is not None:
-            if isinstance(task, Connection):
-                task.close()
-            elif task.take():
-                outcomes = task.connection.hand_over_together(task.emails, until=task.until, key=task.key)
-                self._outbox.put((task, outcomes))
-            del task  # or an idle thread would hold its mail in memory
+        while (job := self._inbox.get()) is not None:
+            job()
+            del job  # or an idle thread would hold its mail in memory
+
+    def _hand_over(self, task: Task[T]) -> None:
+        if task.has_begun or task.take():
+            self._outbox.put([(task, task.hand_over())])
+        with self._hiring:
+            self._job_count -= 1

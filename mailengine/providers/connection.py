@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import smtplib
+import socket
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -13,8 +14,8 @@ from typing import cast
 from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 
-from ..backends.smtp import Phase, SMTPBackend, phase_of
-from ..backends.wire import Mail
+from ..backends.smtp import Phase, Progress, SMTPBackend, phase_of
+from ..backends.wire import Mail, WireMail
 from ..compat import mailer_class
 from ..conf import get_settings
 from ..deadline import Deadline
@@ -45,11 +46,14 @@ class Connection:
         self._backend: BaseEmailBackend | None = None
         self._esp_name = ""
         self._used_at = 0.0
+        self._begun: Mail | None = None
+        self._until = self._patient_until = 0.0
+        """By when the mail that was begun must be sent, and by when the server must say more."""
 
     def hand_over(self, email: Mail, *, until: float | None = None, key: str = "") -> Outcome:
         """Send this one email, and say what became of it; no provider's failure is raised.
 
-        It may be a `WireMail` where `takes_wire_mail(alias)`.
+        It may be a `WireMail` where `takes_wire_mail(alias)`; one that `begin()` has begun goes on from where it is.
         It is over at `until`, an instant on `time.monotonic()`, or else SEND_DEADLINE_SECONDS from now; with an
         SMTPBackend and with Anymail's backends over requests, that is: others have their own timeouts and no more.
         If the server closed a kept connection before it heard of this email, the email goes by a new one.
@@ -57,10 +61,11 @@ class Connection:
         """
         if until is None:
             until = time.monotonic() + get_settings().send_deadline_seconds
-        if time.monotonic() >= until:
+        is_begun, self._begun = self._begun is email, None
+        if not is_begun and time.monotonic() >= until:
             return replace(TIME_WAS_OVER, detail="Its time was over before anything was sent.")
         with Deadline(until) as deadline:
-            if self._backend is not None and time.monotonic() - self._used_at > IDLE_SECONDS:
+            if self._backend is not None and not is_begun and time.monotonic() - self._used_at > IDLE_SECONDS:
                 self.close()
             was_open = self._backend is not None
             outcome, error = self._try(email, key)
@@ -90,6 +95,50 @@ class Connection:
             return [refused_as_a_whole(refused)] * len(emails)
         outcome = self.hand_over(call, until=until, key=key)
         return outcomes_of_call(cast(Sequence[EmailMessage], emails), call, outcome, esp=esp_name(self.alias))
+
+    def can_begin(self, emails: Sequence[Mail]) -> bool:
+        """Whether `begin()` may be asked: an SMTP server was used a moment ago, and this is one mail in bytes."""
+        is_plain = len(emails) == 1 and isinstance(emails[0], WireMail) and isinstance(self._backend, SMTPBackend)
+        return is_plain and time.monotonic() - self._used_at <= IDLE_SECONDS
+
+    def begin(self, emails: Sequence[Mail], *, until: float) -> socket.socket | None:
+        """Begin to hand over this mail and wait for nothing; `go_on()` whenever its socket has something to read.
+
+        None where that can't be: nothing has begun, and `hand_over_together()` is for it.
+        """
+        email, backend, now = emails[0], self._backend, time.monotonic()
+        if now >= until or not isinstance(email, WireMail) or not isinstance(backend, SMTPBackend):
+            return None
+        self._until, self._patient_until = until, now + backend.timeout
+        try:
+            sock = backend.begin(email)
+        except Exception:  # noqa: BLE001  As in _try(), where it is raised again, and judged.
+            return None
+        self._begun = email if sock else None
+        return sock
+
+    def go_on(self) -> Progress:
+        """The next step. `STUCK`: `hand_over_together()` of the same emails goes on from here, and may wait."""
+        backend, now = self._backend, time.monotonic()
+        if now >= self._until or not isinstance(backend, SMTPBackend):
+            return Progress.STUCK
+        self._patient_until = now + backend.timeout
+        try:
+            return backend.go_on()
+        except Exception:  # noqa: BLE001  As above.
+            return Progress.STUCK
+
+    def is_overdue(self) -> bool:
+        """Whether the server should have said more by now: `hand_over_together()` goes on, and waits no longer."""
+        now = time.monotonic()
+        if now >= self._patient_until and isinstance(self._backend, SMTPBackend):
+            self._backend.lose_patience()
+        return now >= min(self._patient_until, self._until)
+
+    def outcome_of(self, email: Mail) -> Outcome:
+        """What came of the mail that was begun, now that it was sent."""
+        self._begun, self._used_at = None, time.monotonic()
+        return judged(outcome_of_return(email, 1), None, provider=self.alias)
 
     def close(self) -> None:
         """Hang up. Never raises: what was sent is sent."""
