@@ -153,7 +153,7 @@ STEPS = ("MAIL", "RCPT", "DATA", "DOT")
 CASES = [
     *[pytest.param(*row(line).values[:2], id=row(line).id) for line in REPLIES.strip().splitlines()],
     *[pytest.param(step, action, id=f"{step} {name}") for step in STEPS for name, action in ODD.items()],
-    # A server that hangs up there may do so before the content is written or after: both ways, that is a matter of luck.
+    # One that hangs up there may do so before the content is written or after: in both ways a matter of luck.
     *[pytest.param("BODY", ODD[name], id=f"BODY {name}") for name in ("hangs", "drips")],
 ]
 CASES = [case for case in CASES if case.values[0] in (*STEPS, "BODY")]
