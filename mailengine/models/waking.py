@@ -7,7 +7,7 @@ right after the commit, not within the transaction: docs/decisions/0015-waking-w
 from __future__ import annotations
 
 import logging
-from functools import partial
+from typing import TypeVar
 
 from django.db import Error as DatabaseFault
 from django.db import connections, transaction
@@ -18,24 +18,35 @@ CHANNEL = "mailengine"
 
 logger = logging.getLogger("mailengine.workers")
 
+T = TypeVar("T")
+
 
 def wake_workers(using: str) -> None:
     """Let workers that wait look at once when the caller's transaction has committed; once for each transaction."""
     connection = connections[using]
     if connection.vendor != "postgresql":
         return
-    if connection.in_atomic_block and _is_planned(using):
-        return
-    transaction.on_commit(_Waking(_notify, using), using=using, robust=True)
+    if planned(_Waking, using=using) is None:
+        transaction.on_commit(_Waking(using), using=using, robust=True)
 
 
-class _Waking(partial[None]):
+def planned(kind: type[T], *, using: str) -> T | None:
+    """The one of this kind that `on_commit()` was given in this transaction.
+
+    Only a rollback that undoes the work of the caller, too, can take it away again.
+    """
+    hooks = reversed(connections[using].run_on_commit)
+    return next((hook[1] for hook in hooks if isinstance(hook[1], kind)), None)
+
+
+class _Waking:
     """What `on_commit()` is given, so that it is found again."""
 
+    def __init__(self, using: str) -> None:
+        self.using = using
 
-def _is_planned(using: str) -> bool:
-    """Whether this transaction does it already. Only a rollback that undoes the caller's work, too, can undo that."""
-    return any(isinstance(planned[1], _Waking) for planned in reversed(connections[using].run_on_commit))
+    def __call__(self) -> None:
+        _notify(self.using)
 
 
 def _notify(using: str) -> None:

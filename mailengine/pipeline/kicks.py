@@ -9,12 +9,14 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 from uuid import UUID
 
 from django.db import connections, transaction
 
 from ..conf import get_settings
 from ..models import Message
+from ..models.waking import planned
 from ..models.workers import is_mail_worker_at_work
 from .dispatch import Dispatcher
 
@@ -30,8 +32,26 @@ logger = logging.getLogger("mailengine.kicks")
 
 def kick(message: Message, *, using: str) -> None:
     """Have this message sent as soon as the caller's transaction has committed, if its stream wants that."""
-    if get_settings().policy_for(message.stream).kick:
-        transaction.on_commit(lambda: _kicker.kick(message.pk, using=using), using=using, robust=True)
+    if not get_settings().policy_for(message.stream).kick:
+        return
+    kicks = planned(_Kicks, using=using)
+    if kicks is None:
+        kicks = _Kicks(using)
+        kicks.ids.append(message.pk)
+        transaction.on_commit(kicks, using=using, robust=True)  # without a transaction, it is done by now
+    else:
+        kicks.ids.append(message.pk)
+
+
+class _Kicks:
+    """The kicks of one transaction, for `on_commit()`. Mail that a savepoint took back is not there to be sent."""
+
+    def __init__(self, using: str) -> None:
+        self.using = using
+        self.ids: list[UUID] = []
+
+    def __call__(self) -> None:
+        _kicker.kick(self.ids, using=self.using)
 
 
 class Kicker:
@@ -43,12 +63,11 @@ class Kicker:
         self._thread: threading.Thread | None = None
         self._next_run_at = float("-inf")
 
-    def kick(self, message_id: UUID, *, using: str) -> None:
+    def kick(self, ids: Sequence[UUID], *, using: str) -> None:
         if is_mail_worker_at_work(using):
             return
         with self._lock:
-            if len(self._waiting) < MOST_MESSAGES:
-                self._waiting.append(message_id)
+            self._waiting += ids[: MOST_MESSAGES - len(self._waiting)]
             if self._thread is None:
                 # No daemon: a process that ends lets what is in flight end first.
                 thread = threading.Thread(target=self._work, name="mailengine-kick")

@@ -99,12 +99,42 @@ def test_a_thousand_kicks_start_one_run_in_a_second(provider, runs):
     messages = queue_many(3, stream="bulk")
     began_at = time.monotonic()
     for number in range(1_000):
-        kicker.kick(messages[number % 3].pk, using="default")
+        kicker.kick([messages[number % 3].pk], using="default")
     most = 1 + int(time.monotonic() - began_at) // kicks.APART_SECONDS
 
     assert len(runs) <= most
     wait_for_kicks()
     assert len(runs) <= most + 1
+
+
+def test_all_mail_of_a_transaction_is_one_kick(provider, runs):
+    with transaction.atomic():
+        queue("first@example.org")
+        with transaction.atomic():
+            queue("taken-back@example.org")
+            transaction.set_rollback(True)
+        with transaction.atomic():
+            queue("second@example.org")
+        hooks = [hook for _savepoints, hook, *_rest in connection.run_on_commit if isinstance(hook, kicks._Kicks)]
+        queue_many(50)
+        assert [
+            hook for _savepoints, hook, *_rest in connection.run_on_commit if isinstance(hook, kicks._Kicks)
+        ] == hooks
+
+    wait_for_kicks()
+    assert len(hooks) == 1
+    assert Message.objects.filter(status="sent").count() == len(provider.accepted) == 52
+
+
+def test_a_savepoint_that_is_taken_back_takes_no_other_kick_with_it(provider):
+    with transaction.atomic():
+        with transaction.atomic():
+            queue("taken-back@example.org")
+            transaction.set_rollback(True)
+        queue("first@example.org")
+
+    wait_for_kicks()
+    assert [email.to for email in provider.accepted] == [["first@example.org"]]
 
 
 @pytest.mark.parametrize(("age", "kicks_work"), [(0, False), (31, True)])
