@@ -111,8 +111,7 @@ class Health:
 
         `planned` are handovers to each provider that are about to begin; `first` goes before the others, if it can.
         """
-        is_plain = not (tried or message.uncertain_count or message.claimed_from == Status.UNCERTAIN)
-        if is_plain and not self.is_shared(message.stream):
+        if not (tried or message.was_in_doubt or self.is_shared(message.stream)):
             choice = self._first_choice(message)
             if choice is None or not first or first == choice.alias:
                 return choice

@@ -9,7 +9,6 @@ from itertools import chain
 from uuid import UUID
 
 from ..models import Priority
-from ..models.messages import Status
 from ..providers.batch import can_share_a_call, most_in_a_call
 from .composer import Composer
 from .health import Health
@@ -223,7 +222,7 @@ class Room:
     def _plain_choice(self, item: Item) -> str:
         """Where it goes if nothing of it needs a second look, as of nearly all; else empty."""
         message = item.message
-        if item.verdict or item.tried or message.uncertain_count or message.claimed_from == Status.UNCERTAIN:
+        if item.verdict or item.tried or message.was_in_doubt:
             return ""
         kind = message.stream, is_bulk(message)
         if kind not in self._plain:

@@ -257,7 +257,7 @@ def test_mail_of_a_call_whose_worker_was_lost_is_kept_for_a_person(esp, configur
         return ended
 
     monkeypatch.setattr(run.team, "collect", lose_a_call_of_many)
-    monkeypatch.setattr(run, "_save_what_is_known", lambda: None)
+    monkeypatch.setattr(run.recovery, "save_what_is_known", lambda *, give_back: None)
     with pytest.raises(Lost):
         run.run()
     assert statuses() == {"sent": 1, "sending": 10}

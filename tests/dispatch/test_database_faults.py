@@ -159,7 +159,7 @@ def test_a_failed_turn_that_meets_what_others_have_settled_is_not_taken_for_comm
     proven = Message.objects.filter(pk=second.pk)
     sent_elsewhere = lambda: proven.update(status="sent", lease=None, leased_until=None)  # noqa: E731
     at(monkeypatch, "mailengine.pipeline.senders:Team.send", sent_elsewhere, when="after")
-    claim = "mailengine.pipeline.dispatch:Dispatcher._claim"  # what comes next in the turn
+    claim = "mailengine.pipeline.intake:Intake.take"  # what comes next in the turn
     fail_next = lambda: at(monkeypatch, claim, fail)  # noqa: E731
     hits = at(monkeypatch, "mailengine.pipeline.ledger:Ledger.begin", fail_next, when="after", times=(2,))
 
@@ -237,7 +237,7 @@ def test_a_run_that_is_over_still_waits_for_a_database_while_it_knows_what_nobod
 
     def end():
         proxy.down()
-        run.ends_at = time.monotonic()
+        run.bounds.ends_at = time.monotonic()
 
     at(monkeypatch, "mailengine.pipeline.senders:Team.send", end, when="after")
     watch = in_a_thread(lambda: (wait_for(lambda: failures(caplog) >= 4), proxy.up()))

@@ -210,7 +210,7 @@ class TestDeferredMail:
         seen = []
 
         def watch(run):
-            items = [*run.stock, *run.in_flight.values()]
+            items = [*run.stock, *run.handovers.in_flight.values()]
             retried = sum(item.message.recipient in deferred for item in items)
             seen.append((retried, len(items) - retried))
 
