@@ -222,8 +222,7 @@ class Dispatcher:
         self.health.refresh()
         begun_at = time.monotonic()
         with transaction.atomic(using=self.using):
-            ready = [item for item in self.stock if item.is_ready]
-            concerned = [item.message.pk for item in (*ready, *(item for item, _outcome in turn.ended))]
+            concerned = [item.message.pk for item in (*self.stock.next(), *(item for item, _outcome in turn.ended))]
             rows = Message.objects.held(concerned) if concerned else {}
             returned_count = self.ledger.given_back.total()
             self._settle(turn, rows)
@@ -280,7 +279,7 @@ class Dispatcher:
         if not self.stock.can_begin():
             return
         self.health.lock_limits()
-        if chosen := self.stock.take():
+        if chosen := self.stock.take(among=rows):
             self.handovers.begin(turn, self.ledger.begin(chosen, rows, worker=self._me))
 
     def _let_go(self, item: Item) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from itertools import chain
 from uuid import UUID
 
@@ -100,12 +100,14 @@ class Stock:
         room = Room(self.health, busy=self.team.in_flight)
         return [item for item in self._items if not room.reserve(item)]
 
-    def take(self) -> list[Call]:
-        """Take out what can begin now: as many calls as there are idle senders."""
+    def next(self) -> list[Item]:
+        """What `take()` would take out at this moment, or a little more."""
+        return [item for call in self._next_calls(self._items) for item in call.items if item.is_ready]
+
+    def take(self, *, among: Container[UUID]) -> list[Call]:
+        """Take out what can begin now, `among` these messages: as many calls as there are idle senders."""
         calls = []
-        # What waits for memory lets those go that have it.
-        able = [item for item in self._items if item.is_ready or item.message.pk not in self._lack_memory]
-        for call in self._plan(self.shares.in_turn(able), most=self.team.idle_count, busy=self.team.in_flight):
+        for call in self._next_calls(item for item in self._items if not item.is_ready or item.message.pk in among):
             ready = [item for item in call.items if item.is_ready]
             if ready and (len(ready) == len(call.items) or not self._waits(call)):
                 calls.append(Call(ready))
@@ -115,6 +117,11 @@ class Stock:
         for call in calls:
             self.shares.note(call.items[0], waiting=waiting)
         return calls
+
+    def _next_calls(self, items: Iterable[Item]) -> list[Call]:
+        # What waits for memory lets those go that have it.
+        able = [item for item in items if item.is_ready or item.message.pk not in self._lack_memory]
+        return self._plan(self.shares.in_turn(able), most=self.team.idle_count, busy=self.team.in_flight)
 
     def streams(self) -> Counter[str]:
         """How much mail it has of each stream."""
