@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from django.core.mail import EmailMessage
 from django.core.management import call_command
-from django.db import transaction
+from django.db import connection, transaction
 
 from mailengine import queue_job, queue_mail, queue_message, send_direct_email
 from mailengine.backends import EmailBackend
@@ -21,10 +21,14 @@ from tests.hostile import ADDRESSES, FIELDS, FILES, HEADERS, MAIL, PARTS, PLAIN,
 pytestmark = pytest.mark.django_db
 
 ROWS = (Message, MessageJob, JobRecipients, Content, Attachment, IdempotencyKey)
+COUNTS = [f"(SELECT count(*) FROM {model._meta.db_table})" for model in ROWS]  # noqa: S608  names of our own
 
 
 def row_counts():
-    return {model.__name__: model.objects.count() for model in ROWS}
+    """Of all tables in one statement, and not by the ORM: it is asked before and after each of some 7,000 values."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {', '.join(COUNTS)}")
+        return cursor.fetchone()
 
 
 def what_becomes(queue, *, named):
