@@ -42,6 +42,7 @@ class Peer:
 
     def start_tls(self):
         self.sock = self.server.tls_context.wrap_socket(self.sock, server_side=True)
+        self.server.sockets.append(self.sock)  # the one that it was made of is of no use any more, to hang up either
 
 
 Action = Callable[[Peer], None]
@@ -89,7 +90,7 @@ class RawServer:
         """All that any client said; in clear, where it was said over TLS."""
         self.connection_count = 0
         self.stopped = threading.Event()
-        self._sockets: list[socket.socket] = []
+        self.sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server((host, port))
         self.host, self.port = self._listener.getsockname()
@@ -103,7 +104,7 @@ class RawServer:
 
     def __exit__(self, *exc_info):
         self.stopped.set()
-        for sock in [self._listener, *self._sockets]:
+        for sock in [self._listener, *self.sockets]:
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
         for thread in self._threads:
@@ -122,7 +123,7 @@ class RawServer:
                 sock.settimeout(GIVE_UP_SECONDS)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self.connection_count += 1
-                self._sockets.append(sock)
+                self.sockets.append(sock)
                 self._start(self._serve, Peer(self, sock, self.connection_count))
 
     def _serve(self, peer):
@@ -241,7 +242,7 @@ def make_certificate(folder, *, name="localhost", expired=False):
     (folder / "index.txt").touch()
     (folder / "ca.cnf").write_text(CA.format(folder=folder, name=name))
     ends = "20200102000000Z" if expired else "20991231000000Z"
-    asks = f"req -new -newkey rsa:2048 -nodes -subj /CN={name}"
+    asks = f"req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN={name}"
     signs = f"ca -selfsign -batch -startdate 20200101000000Z -enddate {ends}"
     for command in (
         [*asks.split(), "-keyout", key, "-out", request],
