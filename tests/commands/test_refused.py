@@ -8,6 +8,7 @@ from tests.commands.programs import run
 
 COMMANDS = ["process_mail_jobs", "send_mail", "retry_deferred", "purge_mail"]
 IN_MEMORY, NOWHERE = "sqlite://:memory:", "sqlite:////no/mail"
+POSTGRESQL = "postgres://nobody@127.0.0.1:1/mail"
 needs_mysqlclient = pytest.mark.skipif(find_spec("MySQLdb") is None, reason="needs mysqlclient")
 
 
@@ -41,14 +42,14 @@ def test_a_failed_system_check_is_a_configuration_error(command):
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("command", "url"),
     [
-        "postgres://nobody@127.0.0.1:1/mail",
-        pytest.param("mysql://nobody@127.0.0.1:1/mail", marks=needs_mysqlclient),
-        NOWHERE,
+        *((command, POSTGRESQL) for command in [*COMMANDS, "mail_status"]),
+        pytest.param("send_mail", "mysql://nobody@127.0.0.1:1/mail", marks=needs_mysqlclient),
+        ("send_mail", NOWHERE),
+        ("mail_status", NOWHERE),
     ],
 )
-@pytest.mark.parametrize("command", [*COMMANDS, "mail_status"])
 def test_a_database_that_is_down_is_one_line_with_the_mend(command, url):
     """F-D01: nothing is retried, cron comes again in a minute."""
     ended = run(command, DATABASE_URL=url)
@@ -61,7 +62,7 @@ def test_a_database_that_is_down_is_one_line_with_the_mend(command, url):
 
 
 def test_for_monitoring_a_database_that_is_down_is_unknown():
-    ended = run("mail_status", "--check", DATABASE_URL="postgres://nobody@127.0.0.1:1/mail")
+    ended = run("mail_status", "--check", DATABASE_URL=POSTGRESQL)
 
     assert (ended.returncode, ended.stderr) == (3, "")
     assert ended.stdout.startswith("MAIL UNKNOWN: the database does not answer: ")

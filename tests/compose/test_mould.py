@@ -192,7 +192,7 @@ def assert_cast_as_composed(content, messages, files=()):
         assert mail.to == [parse_address(address).spec for address in email.recipients()]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_words_for_all(data):
     content = data.draw(contents(merged=False))
@@ -201,7 +201,7 @@ def test_words_for_all(data):
     )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_words_with_merge_data(data):
     content = data.draw(contents(merged=True))

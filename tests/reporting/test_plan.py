@@ -14,7 +14,7 @@ from mailengine.reporting.traffic import traffic_by_provider
 from tests.models.helpers import make_messages
 
 pytestmark = pytest.mark.django_db(transaction=True)  # gathering statistics ends a transaction on MariaDB
-OLD, NEW = 20_000, 100
+OLD, NEW = 8_000, 100
 
 
 @pytest.fixture
