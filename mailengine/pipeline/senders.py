@@ -29,7 +29,7 @@ from ..outcomes import Kind, Outcome
 from ..providers.connection import Connection
 from .eventloop import EventLoop
 
-COMPANY_SECONDS = 0.002
+COMPANY_SECONDS = 0.001
 """How long an outcome waits for others to share its commit: more come while one is under way, and share the next."""
 
 OVERDUE = Outcome(Kind.UNCERTAIN, code="overdue", detail="its backend had not come back when its time was over")
