@@ -353,7 +353,9 @@ class _Dialogue(smtplib.SMTP):
                 self.phase = Phase.BODY
                 self._unwritten = _content(mail)
             if self.phase is Phase.BODY:
-                self._send_body()
+                pieces, self._unwritten = self._unwritten, []  # a connection that rests holds no mail in memory
+                self._send_body(pieces)
+                del pieces
                 self.phase = Phase.AWAIT
             code, reply = self.getreply()
             if not _is_yes(code):
@@ -490,11 +492,11 @@ class _Dialogue(smtplib.SMTP):
             self.getreply()
         self._unanswered = 0
 
-    def _send_body(self) -> None:
+    def _send_body(self, content: Sequence[bytes | memoryview]) -> None:
         sock = self.sock
         if sock is None:
             raise smtplib.SMTPServerDisconnected("Not connected any more")
-        *pieces, dot = self._unwritten
+        *pieces, dot = content
         try:
             # This process may have been frozen, and somebody else have sent the mail by now: each write looks at the
             # time first, and the one that ends in the dot is none that waits for long.

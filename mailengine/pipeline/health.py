@@ -173,10 +173,13 @@ class Health:
         most = self._pace.room(alias, most=self.settings.provider(alias).connections)
         return min(most, promotion.room(self.picture.states[alias].refusals) or most)
 
-    def most_together(self, alias: str) -> int:
-        """How many messages one call may carry, by its BATCH; one, until the provider has shown that it works."""
+    def most_together(self, alias: str, *, at_best: bool = False) -> int:
+        """How many messages one call may carry, by its BATCH; one, until the provider has shown that it works.
+
+        `at_best`: as if it had.
+        """
         policy = self.settings.providers.get(alias)  # None: retired, while its last handovers are under way
-        return policy.batch if policy and self._pace.has_accepted(alias) else 1
+        return policy.batch if policy and (at_best or self._pace.has_accepted(alias)) else 1
 
     def throttle_ends(self) -> list[float]:
         """In how many seconds each provider that asked us to slow down takes mail again; below 0: that is over.

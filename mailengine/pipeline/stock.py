@@ -101,8 +101,8 @@ class Stock:
         return [item for item in self._items if not room.reserve(item)]
 
     def next(self) -> list[Item]:
-        """What `take()` would take out at this moment, or a little more."""
-        return [item for call in self._next_calls(self._items) for item in call.items if item.is_ready]
+        """What `take()` would take out at this moment, or a little more: in the largest calls that may be."""
+        return [item for call in self._next_calls(self._items, at_best=True) for item in call.items if item.is_ready]
 
     def take(self, *, among: Container[UUID]) -> list[Call]:
         """Take out what can begin now, `among` these messages: as many calls as there are idle senders."""
@@ -118,10 +118,11 @@ class Stock:
             self.shares.note(call.items[0], waiting=waiting)
         return calls
 
-    def _next_calls(self, items: Iterable[Item]) -> list[Call]:
+    def _next_calls(self, items: Iterable[Item], *, at_best: bool = False) -> list[Call]:
         # What waits for memory lets those go that have it.
         able = [item for item in items if item.is_ready or item.message.pk not in self._lack_memory]
-        return self._plan(self.shares.in_turn(able), most=self.team.idle_count, busy=self.team.in_flight)
+        in_turn = self.shares.in_turn(able)
+        return self._plan(in_turn, most=self.team.idle_count, busy=self.team.in_flight, at_best=at_best)
 
     def streams(self) -> Counter[str]:
         """How much mail it has of each stream."""
@@ -142,8 +143,11 @@ class Stock:
         """Let providers have calls of many again."""
         self._one_by_one.clear()
 
-    def _plan(self, items: Iterable[Item], *, most: int, busy: Mapping[str, int]) -> list[Call]:
-        """What can begin next, in at most so many calls: in order, each with all that may go with its first item."""
+    def _plan(self, items: Iterable[Item], *, most: int, busy: Mapping[str, int], at_best: bool = False) -> list[Call]:
+        """What can begin next, in at most so many calls: in order, each with all that may go with its first item.
+
+        `at_best`: if all that is under way were accepted.
+        """
         calls: list[Call] = []
         if most <= 0:
             return calls
@@ -161,7 +165,7 @@ class Stock:
             elif len(calls) < most:
                 if room.reserve(item):
                     calls.append(Call([item]))
-                    if (places := self._most_together(item) - 1) > 0:
+                    if (places := self._most_together(item, at_best=at_best) - 1) > 0:
                         open_calls[job_id] = calls[-1], places
             elif not open_calls:
                 break
@@ -174,11 +178,11 @@ class Stock:
         first.has_waited = True
         return waits
 
-    def _most_together(self, item: Item) -> int:
+    def _most_together(self, item: Item, *, at_best: bool = False) -> int:
         """How many mails the call may carry that this item, which has a provider reserved, is the first of."""
         if item.verdict or item.is_probe or item.reserved in self._one_by_one or not _may_have_company(item):
             return 1
-        most = self.health.most_together(item.reserved)
+        most = self.health.most_together(item.reserved, at_best=at_best)
         return min(most, most_in_a_call(item.reserved, item.email)) if most > 1 else 1
 
     def _words(self, item: Item) -> object:
