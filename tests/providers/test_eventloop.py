@@ -284,6 +284,20 @@ def test_a_mail_that_was_written_is_never_taken_for_one_that_was_not(settings):
     assert len(server.accepted) == 2
 
 
+@pytest.mark.parametrize("size", [0, 100_000], ids=["by the loop", "by a thread"])
+def test_a_connection_that_rests_holds_no_mail_in_memory(settings, teams, size):
+    """There may be many of them, and a mail may be large."""
+    with ScriptedServer(features=PLAIN) as server:
+        use(settings, server, timeout=WAIT_SECONDS)
+        team = teams()
+        assert [sent(team, a_mail(size=size)).kind for _ in range(2)] == [Kind.ACCEPTED] * 2
+        (connection,) = team._idle["relay"]
+        held = {**vars(connection), **vars(connection._backend.connection)}
+        team.close()
+
+    assert (held["_begun"], held["_unwritten"]) == (None, [])
+
+
 def test_what_was_withdrawn_is_not_begun(settings, teams):
     with ScriptedServer(features=PLAIN) as server:
         use(settings, server)
