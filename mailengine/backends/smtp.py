@@ -44,7 +44,7 @@ writes without reading may wait for a server that waits for its replies to be re
 _READ = 4_096
 _MOST_PIECES = 512  # of what one write takes; systems allow 1,024 at least
 _NO_TIME = 0.001  # 0 would mean something else
-_CAN_TRY = hasattr(socket, "MSG_DONTWAIT") and hasattr(socket.socket, "sendmsg")  # Windows has neither
+_CAN_TRY = hasattr(socket.socket, "sendmsg")  # Windows has none
 _PLAIN_ADDRESS = re.compile(r"[\w+-]+(?:\.[\w+-]+)*@[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})+", re.ASCII | re.IGNORECASE)
 """What needs no parser to be seen as a bare address that any envelope can carry."""
 
@@ -184,8 +184,8 @@ class SMTPBackend(DjangoSMTPBackend):
 
     def lose_patience(self) -> None:
         """The server has not answered within the option `timeout`: let `send_messages()` wait no longer."""
-        if self.connection is not None and self.connection.sock is not None:
-            self.connection.sock.settimeout(_NO_TIME)
+        if isinstance(self.connection, _Dialogue):
+            self.connection.has_lost_patience = True
 
     def _send_mail(
         self, email: EmailMessage | WireMail, sender: str, recipients: dict[str, str], mail: WireMail
@@ -240,6 +240,8 @@ class SMTPBackend(DjangoSMTPBackend):
     def _close_connection(self, connection: smtplib.SMTP) -> None:
         """Hang up, politely if that is quick. Whatever the server makes of it, mail it took stays taken."""
         with suppress(OSError), _goodbye(connection.sock):  # smtplib's and ssl's errors are among these
+            if connection.sock is not None:
+                connection.sock.settimeout(GOODBYE_SECONDS)
             connection.quit()
         with suppress(OSError):
             connection.close()
@@ -270,7 +272,10 @@ class _Dialogue(smtplib.SMTP):
     """smtplib's client, which knows how far it got, and marks its errors with that."""
 
     phase = Phase.CONNECT
+    has_lost_patience = False
+    """Whether the server had its time to answer: `hand_over()` reads what is there, and waits no longer."""
     file: _Replies | None
+    timeout: float
     _guarded: Guarded | None = None
     _unsent: list[bytes]
     """The commands of an envelope that are still to be sent, the first of them last."""
@@ -301,7 +306,11 @@ class _Dialogue(smtplib.SMTP):
         except OSError as error:
             self.close()
             raise smtplib.SMTPServerDisconnected(f"Connection unexpectedly closed: {error}") from error
-        return reply or super().getreply()
+        reply = reply or super().getreply()
+        if self.has_lost_patience and self.sock is not None:  # it does answer: the next reply has its time again
+            self.has_lost_patience = False
+            self.sock.settimeout(self.timeout)
+        return reply
 
     def ehlo(self, name: str = "") -> tuple[int, bytes]:
         self.phase = Phase.EHLO
@@ -342,6 +351,8 @@ class _Dialogue(smtplib.SMTP):
         refused: dict[str, Reply] = {}
         with self._marking_errors():
             if self.sock is not None:
+                self.has_lost_patience = self.has_lost_patience and is_begun
+                self.sock.settimeout(_NO_TIME if self.has_lost_patience else self.timeout)
                 self._guarded = self._guarded or Guarded(self.sock)
                 guard(self._guarded)
             if not is_begun:
@@ -382,13 +393,16 @@ class _Dialogue(smtplib.SMTP):
             return False
         self.phase = Phase.MAIL
         try:
-            is_said = sock.send(commands, socket.MSG_DONTWAIT) == len(commands)
+            if sock.gettimeout() != 0:  # with any other, Python waits for the socket before each call
+                sock.settimeout(0)
+            is_said = sock.send(commands) == len(commands)
         except OSError:
             is_said = False
         if not is_said:  # whatever the server got of it, it can't have taken that for a mail
             self.close()
             return False
         self._begun, self._unanswered, self._unsent = mail, len(self._unsent), []
+        self.has_lost_patience = False
         return True
 
     def go_on(self) -> Progress:
@@ -403,15 +417,16 @@ class _Dialogue(smtplib.SMTP):
             replies.forget()
             self._unanswered = 0
             self.phase = Phase.BODY
-            self._unwritten = _content(mail)
+            self._unwritten = content = _content(mail)
+            size = sum(map(len, content))
             try:
-                sent = sock.sendmsg(self._unwritten[:_MOST_PIECES], [], socket.MSG_DONTWAIT)
+                sent = sock.sendmsg(content[:_MOST_PIECES])
             except OSError:
                 sent = 0  # the next write says why
-            _drop(self._unwritten, sent)
-            if self._unwritten:
+            if sent < size:
+                _drop(content, sent)
                 return Progress.STUCK
-            self.phase = Phase.AWAIT
+            self.phase, self._unwritten = Phase.AWAIT, []
             return Progress.WAITS
         answer = replies.are_yes(1)
         if not answer:
@@ -565,9 +580,12 @@ class _Replies:
         return bool(self._heard)
 
     def listen_at_once(self) -> bool:
-        """Take what is there; False: the connection broke, or somebody has more to say than fits into a few replies."""
+        """Take what is there, from a socket that does not wait.
+
+        False: the connection broke, or somebody has more to say than fits into a few replies.
+        """
         try:
-            heard = self._sock.recv(_READ, socket.MSG_DONTWAIT)
+            heard = self._sock.recv(_READ)
         except BlockingIOError:
             return True
         except OSError:

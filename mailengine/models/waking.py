@@ -18,7 +18,7 @@ CHANNEL = "mailengine"
 
 logger = logging.getLogger("mailengine.workers")
 
-T = TypeVar("T")
+T = TypeVar("T", bound="AfterCommit")
 
 
 def wake_workers(using: str) -> None:
@@ -30,22 +30,33 @@ def wake_workers(using: str) -> None:
         transaction.on_commit(_Waking(using), using=using, robust=True)
 
 
-def planned(kind: type[T], *, using: str) -> T | None:
-    """The one of this kind that `on_commit()` was given in this transaction.
+class AfterCommit:
+    """What `on_commit()` is given once for a whole transaction: `planned()` finds it again."""
 
-    Only a rollback that undoes the work of the caller, too, can take it away again.
-    """
-    hooks = reversed(connections[using].run_on_commit)
-    return next((hook[1] for hook in hooks if isinstance(hook[1], kind)), None)
-
-
-class _Waking:
-    """What `on_commit()` is given, so that it is found again."""
+    is_done = False
 
     def __init__(self, using: str) -> None:
         self.using = using
 
     def __call__(self) -> None:
+        self.is_done = True  # a test may run it long before its transaction ends
+        self.do()
+
+    def do(self) -> None:
+        raise NotImplementedError
+
+
+def planned(kind: type[T], *, using: str) -> T | None:
+    """The one of this kind that is still to be done after this transaction.
+
+    Only a rollback that undoes the work of the caller, too, can take it away again.
+    """
+    hooks = (hook[1] for hook in reversed(connections[using].run_on_commit))
+    return next((hook for hook in hooks if isinstance(hook, kind) and not hook.is_done), None)
+
+
+class _Waking(AfterCommit):
+    def do(self) -> None:
         _notify(self.using)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from threading import Event, Thread
@@ -222,13 +222,13 @@ class Dispatcher:
         self.health.refresh()
         begun_at = time.monotonic()
         with transaction.atomic(using=self.using):
-            concerned = [item.message.pk for item in (*self.stock.next(), *(item for item, _outcome in turn.ended))]
-            rows = Message.objects.held(concerned) if concerned else {}
+            asked = {item.message.pk for item in (*self.stock.next(), *(item for item, _outcome in turn.ended))}
+            rows = Message.objects.held(asked) if asked else {}
             returned_count = self.ledger.given_back.total()
             self._settle(turn, rows)
             claim = self.intake.take_more_urgent()
             if claim is None:
-                self._begin(turn, rows)
+                self._begin(turn, rows, among=asked)
             if self.ledger.given_back.total() > returned_count or any(item.is_probe for item, _outcome in turn.ended):
                 self.intake.look_again()  # there may be something that can go at once
             claim = claim or self.intake.take()
@@ -270,8 +270,11 @@ class Dispatcher:
         for item, _outcome in ended:
             self.handovers.forget(item)
 
-    def _begin(self, turn: Turn, rows: Mapping[UUID, Hold]) -> None:
-        """Enter as many as there are idle senders; none in a run that must stop, or while this host pauses."""
+    def _begin(self, turn: Turn, rows: Mapping[UUID, Hold], *, among: Container[UUID]) -> None:
+        """Enter as many as there are idle senders; none in a run that must stop, or while this host pauses.
+
+        `among` are those whose rows were asked for: what has none is gone, and leaves the stock.
+        """
         if self.bounds.must_stop() or self.health.pause_seconds:
             return
         for item in self.stock.take_untrusted():
@@ -279,7 +282,7 @@ class Dispatcher:
         if not self.stock.can_begin():
             return
         self.health.lock_limits()
-        if chosen := self.stock.take(among=rows):
+        if chosen := self.stock.take(among=among):
             self.handovers.begin(turn, self.ledger.begin(chosen, rows, worker=self._me))
 
     def _let_go(self, item: Item) -> None:

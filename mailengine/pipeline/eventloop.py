@@ -6,6 +6,7 @@ takes longer than the reading and writing.
 
 from __future__ import annotations
 
+import logging
 import selectors
 import socket
 import threading
@@ -16,6 +17,8 @@ from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 from ..backends.smtp import Progress
+
+logger = logging.getLogger("mailengine.dispatch")
 
 LOOK_SECONDS = 0.1
 """How often it looks for servers that let us wait for too long."""
@@ -40,6 +43,8 @@ H = TypeVar("H", bound=Handover)
 class EventLoop(Generic[H]):
     """Drives handovers as long as nothing needs more than to read a reply and to write what comes next.
 
+    Should it fail itself, all that it drove gets a thread, and it takes no more.
+
     `when_sent` gets those that were sent, `when_stuck` one that needs a thread of its own to go on. Both are called in
     the thread of the loop, which starts with the first handover.
     """
@@ -51,10 +56,13 @@ class EventLoop(Generic[H]):
         self._thread: threading.Thread | None = None
         self._is_ringing = False
         self._is_closing = False
+        self._is_broken = False
         self._looks_at = 0.0
 
     def put(self, handover: H) -> None:
-        """Drive this one. RuntimeError or OSError where it can't start: this host has no thread or no file left."""
+        """Drive this one. RuntimeError or OSError where it can't: this host has no thread or no file left, say."""
+        if self._is_broken:
+            raise RuntimeError("the event loop has failed")
         if self._thread is None:
             self._start()
         self._arrived.append(handover)
@@ -90,8 +98,16 @@ class EventLoop(Generic[H]):
                 self._button.send(b"!")
 
     def _run(self) -> None:
-        while self._arrived or self._driven or not self._is_closing:
-            self._turn()
+        try:
+            while self._arrived or self._driven or not self._is_closing:
+                self._turn()
+        except Exception:
+            logger.exception("the event loop failed; mail goes by threads from now on")
+            self._is_broken = True
+            for handover in [*self._driven, *self._arrived]:
+                self._when_stuck(handover)
+            self._driven.clear()
+            self._arrived.clear()
         self._release()
 
     def _turn(self) -> None:
@@ -124,8 +140,12 @@ class EventLoop(Generic[H]):
         if sock is None:
             self._when_stuck(handover)
             return
+        try:
+            self._selector.register(sock, selectors.EVENT_READ, handover)
+        except (OSError, ValueError, KeyError):  # this host can't watch so many, say
+            self._when_stuck(handover)
+            return
         self._driven[handover] = sock
-        self._selector.register(sock, selectors.EVENT_READ, handover)
 
     def _let_go(self, handover: H) -> None:
         self._selector.unregister(self._driven.pop(handover))

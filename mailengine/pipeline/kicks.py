@@ -16,7 +16,7 @@ from django.db import connections, transaction
 
 from ..conf import get_settings
 from ..models import Message
-from ..models.waking import planned
+from ..models.waking import AfterCommit, planned
 from ..models.workers import is_mail_worker_at_work
 from .dispatch import Dispatcher
 
@@ -43,14 +43,14 @@ def kick(message: Message, *, using: str) -> None:
         kicks.ids.append(message.pk)
 
 
-class _Kicks:
-    """The kicks of one transaction, for `on_commit()`. Mail that a savepoint took back is not there to be sent."""
+class _Kicks(AfterCommit):
+    """The kicks of one transaction. Mail that a savepoint took back is not there to be sent."""
 
     def __init__(self, using: str) -> None:
-        self.using = using
+        super().__init__(using)
         self.ids: list[UUID] = []
 
-    def __call__(self) -> None:
+    def do(self) -> None:
         _kicker.kick(self.ids, using=self.using)
 
 

@@ -11,7 +11,6 @@ than yes; then a thread goes on from there.
 
 from __future__ import annotations
 
-import math
 import socket
 import threading
 import time
@@ -29,6 +28,8 @@ from ..outcomes import Kind, Outcome
 from ..providers.connection import Connection
 from .eventloop import EventLoop
 
+GOODBYE_SECONDS = 10.0
+"""How long a team that is closed waits for its connections to be."""
 COMPANY_SECONDS = 0.001
 """How long an outcome waits for others to share its commit: more come while one is under way, and share the next."""
 
@@ -70,7 +71,7 @@ class Task(Generic[T]):
         if not self.take():
             return None  # it was withdrawn
         self.has_begun = True
-        return self.connection.begin(self.emails, until=math.inf if self.until is None else self.until)
+        return self.connection.begin(self.emails, until=self.until)
 
     def go_on(self) -> Progress:
         return self.connection.go_on()
@@ -186,20 +187,23 @@ class Team(Generic[T]):
         """
         for task in self._tasks:
             task.take()
-        for connections in self._idle.values():
-            for connection in connections:
-                self._inbox.put(connection.close)
+        idle = [connection for connections in self._idle.values() for connection in connections]
         self._idle.clear()
         self._loop.close()
         with self._hiring:
             self._is_closed = True
-            threads = list(self._threads)
-        for _thread in threads:
-            self._inbox.put(None)
+            for connection in idle:
+                self._inbox.put(connection.close)
+            with suppress(RuntimeError):  # each may have to wait for its server: not one after another
+                while len(self._threads) < len(idle):
+                    self._start_thread()
+            for _thread in self._threads:
+                self._inbox.put(None)
         if not self.busy_count and not self._overdue:
-            self._loop.join(timeout=10)
-            for thread in threads:
-                thread.join(timeout=10)
+            ends_at = time.monotonic() + GOODBYE_SECONDS
+            self._loop.join(timeout=GOODBYE_SECONDS)
+            for thread in self._threads:
+                thread.join(timeout=max(ends_at - time.monotonic(), 0))
 
     # In the event loop
 
@@ -209,25 +213,33 @@ class Team(Generic[T]):
     # In the owner's thread, or in the event loop
 
     def _give_to_a_thread(self, task: Task[T]) -> None:
+        job = partial(self._hand_over, task)
         try:
             with self._hiring:
                 self._job_count += 1
-                if len(self._threads) < self._job_count and not self._is_closed:
+                if self._is_closed:
+                    self._start_thread(job)  # those there were have gone
+                    return
+                if len(self._threads) < self._job_count:
                     self._start_thread()
-        except RuntimeError as error:  # this host has none left; a sender that is busy may take the task later
-            if len(self._threads) <= len(self._overdue) and not task.has_begun:
-                self._job_count -= 1
-                self._outbox.put([(task, task.alike(replace(NO_SENDER, detail=str(error))))])
-                return
-        if self._is_closed or not self._threads:
-            self._hand_over(task)  # here and now, though it may wait: there is nobody else
-        else:
-            self._inbox.put(partial(self._hand_over, task))
+                self._inbox.put(job)
+        except RuntimeError as error:  # this host has no thread left
+            if len(self._threads) > len(self._overdue) and not self._is_closed:
+                self._inbox.put(job)  # one that is busy may take it later
+            elif task.has_begun:
+                job()  # here and now, though it may wait: there is nobody else
+            else:
+                self._forget_job()
+                if task.take():
+                    self._outbox.put([(task, task.alike(replace(NO_SENDER, detail=str(error))))])
 
-    def _start_thread(self) -> None:
-        thread = threading.Thread(target=self._work, name=f"mailengine-{len(self._threads) + 1}", daemon=True)
+    def _start_thread(self, job: Callable[[], None] | None = None) -> None:
+        """One for this job alone, or for all that comes."""
+        name = f"mailengine-{len(self._threads) + 1}"
+        thread = threading.Thread(target=job or self._work, name=name, daemon=True)
         thread.start()
-        self._threads.append(thread)
+        if job is None:
+            self._threads.append(thread)
 
     # In the threads
 
@@ -237,7 +249,13 @@ class Team(Generic[T]):
             del job  # or an idle thread would hold its mail in memory
 
     def _hand_over(self, task: Task[T]) -> None:
-        if task.has_begun or task.take():
-            self._outbox.put([(task, task.hand_over())])
+        try:
+            outcomes = task.hand_over() if task.has_begun or task.take() else None
+        finally:
+            self._forget_job()  # before its owner hears of it, who may have the next one
+        if outcomes is not None:
+            self._outbox.put([(task, outcomes)])
+
+    def _forget_job(self) -> None:
         with self._hiring:
             self._job_count -= 1

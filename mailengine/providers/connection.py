@@ -101,12 +101,14 @@ class Connection:
         is_plain = len(emails) == 1 and isinstance(emails[0], WireMail) and isinstance(self._backend, SMTPBackend)
         return is_plain and time.monotonic() - self._used_at <= IDLE_SECONDS
 
-    def begin(self, emails: Sequence[Mail], *, until: float) -> socket.socket | None:
+    def begin(self, emails: Sequence[Mail], *, until: float | None = None) -> socket.socket | None:
         """Begin to hand over this mail and wait for nothing; `go_on()` whenever its socket has something to read.
 
-        None where that can't be: nothing has begun, and `hand_over_together()` is for it.
+        `until` as in `hand_over()`. None where that can't be: nothing has begun, and `hand_over_together()` is for it.
         """
         email, backend, now = emails[0], self._backend, time.monotonic()
+        if until is None:
+            until = now + get_settings().send_deadline_seconds
         if now >= until or not isinstance(email, WireMail) or not isinstance(backend, SMTPBackend):
             return None
         self._until, self._patient_until = until, now + backend.timeout
