@@ -87,7 +87,10 @@ class Handovers:
         """It is durable: forget what it has recorded."""
         turn.is_durable = True
         del self.ended[: len(turn.ended)]
-        turn.ended.clear()  # it holds their mail in memory
+        for item, _outcome in turn.ended:
+            # An item and its call hold each other: until Python looks for such circles, its mail would stay in memory.
+            item.email = item.call = None
+        turn.ended.clear()
 
     def abandon(self, turn: Turn) -> None:
         """An error has cut it short, and what it has begun beyond that is never handed over.

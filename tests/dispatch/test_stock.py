@@ -16,7 +16,8 @@ from mailengine.models import Message
 from mailengine.pipeline import compose, composer, stock
 from mailengine.pipeline.composer import Composer
 from mailengine.pipeline.dispatch import Dispatcher
-from mailengine.testing import FakeProvider
+from mailengine.pipeline.senders import Team
+from mailengine.testing import FakeProvider, SMTPServer
 
 from .helpers import queue_many, statuses
 
@@ -193,3 +194,48 @@ def test_no_more_is_composed_than_the_senders_need(configure, provider, monkeypa
     dispatch_slice(stop=stop)
 
     assert (len(composed), statuses()) == (1, {"queued": 50})
+
+
+def test_what_was_sent_is_in_memory_no_more(settings, monkeypatch):
+    """F-X13: not until Python happens to look for circles, either."""
+    sent = []
+    usual = Team.send
+    monkeypatch.setattr(
+        Team, "send", lambda self, call, emails, *args, **kw: (
+            sent.extend(map(weakref.ref, emails)), usual(self, call, emails, *args, **kw)
+        ),
+    )  # fmt: skip
+    with SMTPServer() as server:
+        settings.MAILERS = {"default": {"BACKEND": "mailengine.backends.EmailBackend"}, "relay": server.mailer()}
+        settings.MAILENGINE = {"PROVIDERS": {"relay": {}}, "CONNECTIONS": 2}
+        queue_many(20)
+        most = []
+        gc.disable()
+        try:
+            Dispatcher(
+                "send_mail", on_progress=lambda _report: most.append(sum(ref() is not None for ref in sent))
+            ).run()
+        finally:
+            gc.enable()
+
+    assert (len(sent), statuses()) == (20, {"sent": 20})
+    assert max(most) <= 8, most
+
+
+def test_mail_that_is_deleted_once_it_is_composed_holds_up_nothing(configure, provider, monkeypatch):
+    """It is gone, by a cascade of its job, say, and leaves the stock at the next turn."""
+    configure(CONNECTIONS=1)
+    queue_many(4)
+    turns, gone, usual = [], [], Dispatcher._step
+
+    def step(self):
+        if not gone and len(self.stock) and next(iter(self.stock)).is_ready:
+            gone.append(Message.objects.filter(pk=next(iter(self.stock)).message.pk).delete())
+        turns.append(1)
+        usual(self)
+
+    monkeypatch.setattr(Dispatcher, "_step", step)
+    dispatch_slice()
+
+    assert (len(gone), statuses()) == (1, {"sent": 3})
+    assert len(turns) < 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -250,9 +251,15 @@ class _Progress:
         return self._seconds(0.8, 1) / self._seconds(0.2, 0.4)
 
     def _seconds(self, start: float, end: float) -> float:
-        total = self.times[-1][0]
-        begun_at = next(at for cursor, at in self.times if cursor >= start * total)
-        return next(at for cursor, at in self.times if cursor >= end * total) - begun_at
+        return self._instant(end) - self._instant(start)
+
+    def _instant(self, part: float) -> float:
+        """When this part of it was done: between two looks, as if all the time at the same pace."""
+        wanted = part * self.times[-1][0]
+        for (cursor, at), (next_cursor, next_at) in itertools.pairwise(self.times):
+            if next_cursor >= wanted:
+                return at + (next_at - at) * (wanted - cursor) / (next_cursor - cursor)
+        return self.times[-1][1]
 
     def __str__(self) -> str:
         return f"{self.times[-1][0] / self._seconds(0, 1):,.0f} rows a second"

@@ -13,6 +13,7 @@ import pytest
 from mailengine.backends.smtp import Phase, Progress
 from mailengine.backends.wire import WireMail
 from mailengine.outcomes import Kind
+from mailengine.pipeline.eventloop import EventLoop
 from mailengine.pipeline.senders import Team
 from mailengine.providers.connection import Connection
 
@@ -327,6 +328,85 @@ def test_without_another_thread_all_is_sent_by_those_there_are(settings, teams, 
             outcome = sent(team, a_mail())
 
     assert outcome.kind is (Kind.REFUSED if at == "a refusal" else Kind.ACCEPTED)
+
+
+def test_a_server_that_reads_nothing_holds_up_no_other(settings, teams):
+    """Its buffers are full, and it says yes all the same: the next envelope has no room, and must not be waited for."""
+
+    def says_yes_unread(peer):
+        peer.say("250 taken")
+        hangs(peer)
+
+    with ScriptedServer(features=PLAIN) as bad, ScriptedServer(features=PLAIN) as good:
+        settings.MAILERS = {"relay": bad.mailer(timeout=5), "other": good.mailer(timeout=5)}
+        team = teams(3)
+        for alias in ("relay", "other"):
+            team.send(alias, [a_mail()], alias, until=time.monotonic() + WAIT_SECONDS)
+            collected(team)
+        bad.at = {"BODY": says_yes_unread}
+        for _ in range(3):
+            team.send("bad", [a_mail(size=60_000)], "relay", until=time.monotonic() + WAIT_SECONDS)
+            team.send("good", [a_mail()], "other", until=time.monotonic() + WAIT_SECONDS)
+            began_at, tickets = time.monotonic(), {}
+            while "good" not in tickets:
+                tickets |= {ticket: outcome for ticket, (outcome,) in team.collect(wait_seconds=WAIT_SECONDS)}
+            assert tickets["good"].kind is Kind.ACCEPTED
+            assert time.monotonic() - began_at < 4, "it waited for the other"
+        bad.stopped.set()
+        collected(team)
+
+
+def test_a_loop_that_fails_leaves_its_mail_to_threads(settings, teams, in_threads, monkeypatch, caplog):
+    def fails(self):
+        raise LookupError("a bug")
+
+    with ScriptedServer(features=PLAIN) as server:
+        use(settings, server, timeout=WAIT_SECONDS)
+        team = teams()
+        sent(team, a_mail())
+        monkeypatch.setattr(EventLoop, "_turn", fails)
+        outcomes = [sent(team, a_mail()) for _ in range(3)]
+
+    assert [outcome.kind for outcome in outcomes] == [Kind.ACCEPTED] * 3
+    assert (len(server.accepted), len(in_threads)) == (4, 4)
+    assert "the event loop failed" in caplog.text
+
+
+def test_a_socket_that_can_t_be_watched_is_waited_for_by_a_thread(settings, teams, in_threads, monkeypatch):
+    with ScriptedServer(features=PLAIN) as server:
+        use(settings, server, timeout=WAIT_SECONDS)
+        team = teams()
+        sent(team, a_mail())
+        sent(team, a_mail())
+        usual = team._loop._selector.register
+        team._loop._selector.register = lambda *args: (_ for _ in ()).throw(OSError("no space left"))
+        first = sent(team, a_mail())
+        team._loop._selector.register = usual
+        second = sent(team, a_mail())
+
+    assert (first.kind, second.kind, len(server.accepted), len(in_threads)) == (Kind.ACCEPTED, Kind.ACCEPTED, 4, 2)
+
+
+def test_who_answers_late_has_all_its_time_for_the_next_reply(settings):
+    """The envelope's replies come just as patience is lost: the content goes out then, and its reply is waited for."""
+
+    def slowly(peer):
+        time.sleep(0.3)
+        return "250 taken"
+
+    mail = a_mail()
+    with ScriptedServer({"DOT": slowly}, features=PLAIN) as server:
+        use(settings, server, timeout=1)
+        connection = Connection("relay")
+        connection.hand_over(a_mail())
+        assert connection.begin([mail], until=time.monotonic() + WAIT_SECONDS)
+        time.sleep(0.2)  # the replies are there, and nobody has read them
+        connection._patient_until = 0
+        assert connection.is_overdue()
+        (outcome,) = connection.hand_over_together([mail], until=time.monotonic() + WAIT_SECONDS)
+        connection.close()
+
+    assert (outcome.kind, len(server.accepted)) == (Kind.ACCEPTED, 2)
 
 
 def test_what_is_under_way_when_the_team_is_closed_comes_to_its_end(settings, teams, in_threads):

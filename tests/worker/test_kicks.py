@@ -210,3 +210,15 @@ def test_it_leaves_no_connection_open(provider):
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
         assert cursor.fetchone()[0] == 1
+
+
+@pytest.mark.django_db
+def test_kicks_that_a_test_runs_before_its_transaction_ends_are_done_once(
+    provider, runs, django_capture_on_commit_callbacks
+):
+    for number in range(2):
+        with django_capture_on_commit_callbacks() as hooks:
+            queue(f"u{number}@example.org")
+        kicks_of = [hook for hook in hooks if isinstance(hook, kicks._Kicks)]
+        assert len(kicks_of) == 1
+        kicks_of[0].is_done = True
