@@ -15,6 +15,7 @@ from django.db import router, transaction
 
 from ..ids import ID_METADATA
 from ..models import Attempt, Message
+from ..models.locks import limit_locks
 from ..outcomes import Kind, Outcome, one_line
 from ..providers.esp import esp_name as esp_name_of
 
@@ -76,6 +77,7 @@ def _enter(message_id: UUID, outcome: Outcome, *, esp_name: str) -> None:
     if not any(provider in there and _is_doubtful(known) for provider, known in outcomes):
         return  # as nearly always: nothing is to be proven, and nobody waits for a lock
     with transaction.atomic(using=using):
+        limit_locks(using)
         message = Message.objects.using(using).select_for_update().filter(pk=message_id).first()
         provider = Attempt.objects.using(using).prove(message_id, outcome, at=there)
         if message is None or provider is None:

@@ -17,7 +17,7 @@ from django.db.models.expressions import RawSQL
 from ..clock import db_now, now_sql
 from ..ids import uuid7
 from .bulk import Asked, instances, read, select_among
-from .locks import limit_lock_waits
+from .locks import limit_locks
 from .states import StateQuerySet, Status
 from .workers import Worker
 
@@ -79,6 +79,7 @@ class ClaimQuerySet(StateQuerySet):
         connection, table = connections[self._home], self.model._meta.db_table
         fields = self.model._meta.concrete_fields
         first, params = self._first_due(statuses, limit, locked=True)
+        limit_locks(self._home)
         with connection.cursor() as cursor:
             # As an array, which is made once: a join may look for the first due rows again and again.
             cursor.execute(
@@ -134,7 +135,7 @@ class ClaimQuerySet(StateQuerySet):
         Whatever their state is: a late result, too, is entered in a row that nobody else can begin meanwhile. Nothing
         else of them is read: while a lease lasts, its holder knows the rest from the claim.
         """
-        limit_lock_waits(self._home)
+        limit_locks(self._home)
         ending = "ORDER BY id" if connections[self._home].vendor == "sqlite" else "ORDER BY id FOR UPDATE"
         rows = select_among(
             self.model, ["id", "lease"], key="id", values=ids, using=self._home, with_now=True, ending=ending
@@ -149,7 +150,7 @@ class ClaimQuerySet(StateQuerySet):
         """Give back whatever this worker has claimed and not begun. To be called in a transaction."""
         from .attempts import Attempt
 
-        limit_lock_waits(self._home)
+        limit_locks(self._home)
         begun = Attempt.objects.open().filter(message=OuterRef("pk"))
         return self.filter(~Exists(begun), worker=worker)._release()
 

@@ -1,22 +1,28 @@
-"""How long a statement of ours waits for rows that somebody else has locked."""
+"""How long a statement of ours waits for rows that somebody else has locked, and how long we keep ours."""
 
 from __future__ import annotations
 
 from django.db import connections
 
 LONGEST_LOCK_WAIT_SECONDS = 10
+LONGEST_IDLE_SECONDS = 20
+"""Between two statements of a transaction that holds locks. Composing is all that takes long there."""
 
 
-def limit_lock_waits(using: str) -> None:
-    """Let no statement of this transaction wait longer for a lock; it fails then, with an error that passes.
+def limit_locks(using: str) -> None:
+    """Let no statement of this transaction wait longer for a lock, nor a lost client keep its locks longer.
 
-    Only where nobody has set a limit: PostgreSQL has none, and a session whose host is gone keeps its locks until TCP
-    finds out, which takes hours.
+    It fails then, with an error that passes. Only where nobody has set a limit: PostgreSQL has none, and a session
+    whose host is gone in the middle of a transaction keeps its locks until TCP finds out, which takes hours. All that
+    take over pass over those rows meanwhile. In the transaction alone, so that a pooler may sit in between.
     """
     connection = connections[using]
     if connection.vendor == "postgresql":
-        limit = f"{LONGEST_LOCK_WAIT_SECONDS * 1_000:.0f}ms"
+        limits = [f"{seconds * 1_000:.0f}ms" for seconds in (LONGEST_LOCK_WAIT_SECONDS, LONGEST_IDLE_SECONDS)]
         with connection.cursor() as cursor:
             cursor.execute(
-                "SELECT set_config('lock_timeout', %s, true) WHERE current_setting('lock_timeout') = '0'", [limit]
+                "SELECT set_config(name, value, true) FROM (VALUES ('lock_timeout', %s),"
+                " ('idle_in_transaction_session_timeout', %s)) AS limits(name, value)"
+                " WHERE current_setting(name) = '0'",
+                limits,
             )

@@ -10,6 +10,7 @@ from django.db.models import F
 
 from ..clock import db_now
 from ..outcomes import Kind, Outcome
+from .locks import limit_locks
 from .states import StateQuerySet, Status
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class RescueQuerySet(StateQuerySet):
         total = 0
         while True:
             with transaction.atomic(using=self._home):
+                limit_locks(self._home)
                 count = work()
             total += count
             if count < batch or must_stop():

@@ -12,7 +12,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..clock import db_now
 from .bulk import update_rows
-from .locks import limit_lock_waits
+from .locks import limit_locks
 
 SEEN_SECONDS = 120
 """A worker not seen for so long is not shown as being at work any more."""
@@ -72,7 +72,7 @@ class Worker(models.Model):
         """
         using = router.db_for_write(Worker)
         with transaction.atomic(using=using):
-            limit_lock_waits(using)
+            limit_locks(using)
             row = Worker.objects.using(using).filter(pk=self.pk).select_for_update()
             return row.values_list("turn", flat=True).first()
 

@@ -19,6 +19,7 @@ from ..backends.wire import Mail, WireMail
 from ..errors import InvalidMail, MailengineError
 from ..models import Attachment, Message, MessageJob, Priority
 from ..models.content import attachment_storage
+from ..models.locks import limit_locks
 from ..models.messages import POISON_CLAIMS, Status, Verdict
 from ..outcomes import one_line
 from ..providers.classify.errors import text_of
@@ -360,7 +361,9 @@ class Composer:
 
     def _pause(self, job_id: int, streak: Streak) -> None:
         """Hold the job, and with it those that it has cost already. Begin holds the ones that are claimed now."""
-        with transaction.atomic(using=router.db_for_write(Message)):
+        using = router.db_for_write(Message)
+        with transaction.atomic(using=using):
+            limit_locks(using)
             if Message.objects.filter(job=job_id, status=Status.SENT).exists():
                 self._good_jobs.add(job_id)
                 return

@@ -21,7 +21,7 @@ from ..clock import read_now
 from ..errors import InvalidAddress, InvalidMail, UnknownAudience
 from ..models import Message, MessageJob
 from ..models.jobs import PROBLEMS_KEPT
-from ..models.locks import limit_lock_waits
+from ..models.locks import limit_locks
 from ..models.waking import wake_workers
 from .audience import find_audience
 from .checked import checked_json
@@ -209,7 +209,7 @@ class Expander:
         """Read where the job stands: a commit whose answer was lost has moved its cursor, and is counted now."""
         made, duplicates, malformed = job.message_count, job.duplicate_count, job.malformed_count
         with transaction.atomic(using=self.using):
-            limit_lock_waits(self.using)
+            limit_locks(self.using)
             # Locked, so that a commit which is still on its way is waited for.
             job.refresh_from_db(
                 fields=["cursor", "message_count", "duplicate_count", "malformed_count", "problems"],
@@ -233,7 +233,7 @@ class Expander:
         """Make the messages of one piece and move the job's cursor past it, in one commit; False if it wasn't ours."""
         looked_through = _sort(job, batch)
         with transaction.atomic(using=self.using):
-            limit_lock_waits(self.using)
+            limit_locks(self.using)
             if not job.hold():
                 return False
             rows = ((key, exact, merge_data) for key, (exact, merge_data) in looked_through.good.items())

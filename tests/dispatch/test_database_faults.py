@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from datetime import datetime, timezone
+from uuid import uuid4
 
 import pytest
 from django.db import OperationalError, connection
@@ -375,6 +376,45 @@ def test_a_session_of_its_own_that_the_server_takes_for_alive_is_not_waited_for_
 
     assert failures(caplog) >= 3
     assert statuses() == {"sent": 3}
+
+
+LOCKING = {
+    "a claim": "mailengine.models.messages:MessageQuerySet.claim",
+    "a Begin": "mailengine.models.messages:MessageQuerySet.held",
+    "a rescue": "mailengine.models.messages:MessageQuerySet._rescue",
+}
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL alone can be told so by a transaction")
+@pytest.mark.parametrize("step", LOCKING)
+def test_a_run_that_loses_its_network_within_a_transaction_keeps_no_locks(two_connections, monkeypatch, step):
+    """F-P20: its session looks alive to the server, which ends it nevertheless, and others get at the mail."""
+    monkeypatch.setattr("mailengine.models.locks.LONGEST_IDLE_SECONDS", 0.3)
+    messages = queue_many(3)
+    if step == "a rescue":
+        worker = Worker.objects.register("send_mail")
+        Worker.objects.update(stopped_at=worker.seen_at)
+        Message.objects.update(
+            status="sending", claimed_from="queued", worker=worker, lease=uuid4(), leased_until=worker.seen_at
+        )
+    with raw_connection() as other, through_a_proxy() as wire:
+
+        def can_lock_all():
+            found = execute(other, "SELECT id FROM mailengine_message FOR UPDATE SKIP LOCKED").fetchall()
+            return len(found) == len(messages)
+
+        def lose():
+            wire.stall()
+            assert not can_lock_all()
+            wait_for(can_lock_all, seconds=5)
+            wire.heal()
+
+        hits = at(monkeypatch, LOCKING[step], lose, when="after")
+
+        dispatch_slice()
+
+        assert hits == [1]
+        assert_each_went_once(two_connections, messages)
 
 
 @servers_only
