@@ -79,7 +79,6 @@ class ClaimQuerySet(StateQuerySet):
         connection, table = connections[self._home], self.model._meta.db_table
         fields = self.model._meta.concrete_fields
         first, params = self._first_due(statuses, limit, locked=True)
-        limit_locks(self._home)
         with connection.cursor() as cursor:
             # As an array, which is made once: a join may look for the first due rows again and again.
             cursor.execute(

@@ -6,10 +6,12 @@ import time
 from collections.abc import Collection, Sequence
 from uuid import UUID
 
+from django.db import router
 from django.db.models import Q
 
 from ..models import Lease, Message, Priority
 from ..models.bulk import Asked
+from ..models.locks import limit_locks
 from ..models.messages import MessageQuerySet, Status
 from .health import Health
 from .items import Claim
@@ -127,6 +129,7 @@ class Claims:
         is_suspect: bool = False,
         statuses: Sequence[Status] = (),
     ) -> Claim | None:
+        limit_locks(router.db_for_write(Message))
         messages = candidates.claim(
             lease, statuses=statuses or self.statuses, seconds=self.health.settings.lease_seconds, limit=limit
         )

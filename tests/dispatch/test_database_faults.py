@@ -405,9 +405,11 @@ def test_a_run_that_loses_its_network_within_a_transaction_keeps_no_locks(two_co
 
         def lose():
             wire.stall()
-            assert not can_lock_all()
-            wait_for(can_lock_all, seconds=5)
-            wire.heal()
+            try:
+                assert not can_lock_all()
+                wait_for(can_lock_all, seconds=5)
+            finally:
+                wire.heal()
 
         hits = at(monkeypatch, LOCKING[step], lose, when="after")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from django.db import connection
 
 from mailengine.models import Attempt, Message, Worker
 from mailengine.models.messages import POISON_CLAIMS, Status
@@ -155,8 +156,8 @@ def test_a_run_that_must_stop_begins_no_further_batch(clock):
 def test_many_messages_of_one_worker_need_one_look_at_it(clock, django_assert_num_queries):
     make_messages(5)
     claim_and_die(clock)
-    # A transaction; the messages, their worker, their open attempts; an update each.
-    with django_assert_num_queries(2 + 3 + 5):
+    # A transaction, and on PostgreSQL its limits; the messages, their worker, their open attempts; an update each.
+    with django_assert_num_queries(2 + (connection.vendor == "postgresql") + 3 + 5):
         Message.objects.rescue(window=lambda message: None)
 
 
