@@ -130,7 +130,7 @@ def test_mails_in_a_row_share_a_connection(connect):
     assert server.connection_count == 1
 
 
-DEADLINE_SECONDS = 1.0
+DEADLINE_SECONDS = 1.5
 
 
 def says_and_drips(said, then):
