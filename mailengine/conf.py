@@ -105,6 +105,22 @@ class StreamPolicy:
 
 
 @dataclass(frozen=True)
+class ApiPolicy:
+    """What `MAILENGINE["API"]` says of the HTTP API: the most that one request may hold."""
+
+    email_bytes: int = 204_800
+    """The body of `POST /email/send`."""
+    body_bytes: int = 25_000_000
+    """The body of any other request."""
+    mails: int = 10
+    """Mails in one `POST /mail`."""
+    to: int = 100
+    """And in each of these: recipients."""
+    cc: int = 100
+    bcc: int = 100
+
+
+@dataclass(frozen=True)
 class Settings:
     """The whole of `MAILENGINE`, with its defaults."""
 
@@ -127,6 +143,7 @@ class Settings:
     """The dotted path of a function like `mailengine.circuit.should_probe`, which is used without it."""
     classifier: str | None = None
     """The dotted path of a function that may judge otherwise what a handover came to."""
+    api: ApiPolicy = ApiPolicy()
     takes_added: bool = True
     """Not a setting: whether providers that an operator has added are among these, too."""
 
@@ -239,6 +256,12 @@ NUMBERS = {
     "PROBE_INTERVAL_SECONDS": 0,
     "UNCERTAIN_WINDOW_SECONDS": 0,
     "LIFETIME_SECONDS": 0,
+    "EMAIL_BYTES": 1,
+    "BODY_BYTES": 1,
+    "MAILS": 1,
+    "TO": 1,
+    "CC": 0,
+    "BCC": 0,
 }
 """The smallest value each number may have."""
 
@@ -248,6 +271,8 @@ PARTS = {"RESERVE", "SHARE"}
 """Those that are a part of something, hence 1 at most."""
 
 _WHOLE = {"CONNECTIONS", "WEIGHT", "BATCH", "CLAIM_BATCH", "MAX_ATTEMPTS", "UNHEALTHY_THRESHOLD", "HEALTHY_THRESHOLD"}
+_API = {f.name.upper() for f in fields(ApiPolicy)}
+_WHOLE |= _API
 _TOP = {f.name.upper() for f in fields(Settings)} - {"TAKES_ADDED"}
 _PROVIDER = {"CONNECTIONS", "WEIGHT", "ALLOWED_SENDERS", "BATCH", "RATE", "RESERVE", "WARM_UP"}
 _STREAM = {
@@ -308,6 +333,7 @@ def _read(document: str) -> tuple[Settings, tuple[Problem, ...]]:
     if not isinstance(values["alert_mailer"], str | None):
         found.append(Problem(f"ALERT_MAILER is {values['alert_mailer']!r}.", "It is one alias of MAILERS, as text."))
         values["alert_mailer"] = None
+    values["api"] = _api(raw.get("API", {}), found)
     for name in ("SHOULD_PROBE", "CLASSIFIER"):
         if raw.get(name) is not None and _is_path(raw[name], where=f"MAILENGINE[{name!r}]", found=found):
             values[name.lower()] = raw[name]
@@ -330,6 +356,17 @@ def _read(document: str) -> tuple[Settings, tuple[Problem, ...]]:
             )
         )
     return settings, tuple(found)
+
+
+def _api(raw: object, found: list[Problem]) -> ApiPolicy:
+    if not isinstance(raw, dict):
+        found.append(Problem(f'MAILENGINE["API"] is {raw!r}.', "It is a dictionary of limits."))
+        return ApiPolicy()
+    where = 'MAILENGINE["API"]'
+    found.extend(_unknown(raw, known=_API, where=where))
+    given = {name: value for name, value in raw.items() if name in _API}
+    sound = {n.lower(): v for n, v in given.items() if _is_number(n, v, where=where, found=found)}
+    return ApiPolicy(**sound)
 
 
 def _providers(raw: object, found: list[Problem]) -> dict[str, ProviderPolicy]:

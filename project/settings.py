@@ -47,6 +47,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_crontab",
     "anymail",
+    "ninja",  # its page of the API's document, from here and from nowhere else
     "mailengine",
     "project.newsroom",
 ]

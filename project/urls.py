@@ -14,6 +14,7 @@ urlpatterns = [
     # Under this name the admin's log-in page offers it to who forgot a password.
     path("admin/password_reset/", PasswordResetView.as_view(), name="admin_password_reset"),
     path("admin/", admin.site.urls),
+    path("", include("mailengine.api.urls")),
 ]
 
 if settings.ANYMAIL["WEBHOOK_SECRET"]:  # never an open door: anybody could call our mail sent

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from . import attempts, jobs, messages, providers, suppressions, workers  # noqa: F401  each registers its model
+from . import api_keys, attempts, jobs, messages, providers, suppressions, workers  # noqa: F401  each registers its model
 from .update import SendEmailUpdateMixin
 
 __all__ = ["SendEmailUpdateMixin"]

@@ -1,5 +1,6 @@
 """The rows, and every change of state they can go through."""
 
+from .api_keys import ApiKey
 from .attempts import Attempt
 from .content import Attachment, Content, ContentFile
 from .idempotency import IdempotencyKey
@@ -10,6 +11,7 @@ from .suppressions import Suppression
 from .workers import Worker
 
 __all__ = [
+    "ApiKey",
     "Attachment",
     "Attempt",
     "Content",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import IntegrityError, models, transaction
 from django.utils.translation import gettext_lazy as _
 
 from ..errors import IdempotencyConflict, InvalidMail
+from .fields import JSONField
 from .jobs import MessageJob
 from .messages import Message
 
@@ -63,6 +64,32 @@ class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
             )
         return cast("T", getattr(known, scope))
 
+    def answer_once(
+        self, key: str, *, scope: str, request: Mapping[str, object], answer: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """What `answer()` gives, a JSON document; the same again for the same request under this key.
+
+        Otherwise as `once()`. An answer that is an error is not kept: it is raised, and takes all back.
+        """
+        _check(key)
+        digest = digest_of(request)
+        known = self.filter(scope=scope, key=hash_of(key)).first()
+        if known is None:
+            try:
+                with transaction.atomic(using=self.db):
+                    mine = self.create(scope=scope, key=hash_of(key), digest=digest)
+            except IntegrityError:
+                known = self.get(scope=scope, key=hash_of(key))
+            else:
+                given = answer()
+                self.filter(pk=mine.pk).update(answer=given)
+                return given
+        if known.digest != digest:
+            raise IdempotencyConflict(
+                "This idempotency key was used for other content before. Use a new key for a new request."
+            )
+        return dict(known.answer or {})
+
 
 def _check(key: object) -> None:
     if not isinstance(key, str) or not key.isprintable() or not 0 < len(key) <= LONGEST_KEY:
@@ -79,6 +106,8 @@ class IdempotencyKey(models.Model):
     digest = models.CharField(_("SHA-256 of the request"), max_length=64)
     message = models.ForeignKey(Message, on_delete=models.CASCADE, null=True, related_name="+")
     job = models.ForeignKey(MessageJob, on_delete=models.CASCADE, null=True, related_name="+")
+    answer = JSONField(null=True)
+    """What a client was told by HTTP."""
     created_at = models.DateTimeField(auto_now_add=True)
 
     objects = IdempotencyKeyQuerySet.as_manager()

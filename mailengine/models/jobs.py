@@ -93,6 +93,7 @@ class MessageJob(models.Model):
         related_name="+",
         verbose_name=_("queued by"),
     )
+    client = models.CharField(_("client"), max_length=50, blank=True, default="", help_text=_("Who queued it by HTTP."))
     send_at = models.DateTimeField(_("not before"), null=True, blank=True)
     expires_at = models.DateTimeField(_("not after"), null=True, blank=True)
     cursor = models.PositiveBigIntegerField(default=0, editable=False)

@@ -129,6 +129,7 @@ class Message(models.Model):
     provider_message_id = models.CharField(_("provider's id"), max_length=255, blank=True, default="")
     sent_at = models.DateTimeField(_("sent"), null=True, blank=True)
     delivery = models.CharField(_("delivery"), max_length=10, choices=Delivery.choices, blank=True, default="")
+    client = models.CharField(_("client"), max_length=50, blank=True, default="", help_text=_("Who queued it by HTTP."))
     created_at = models.DateTimeField(_("queued"))
 
     objects = MessageQuerySet.as_manager()
@@ -146,6 +147,7 @@ class Message(models.Model):
         ]
         indexes = [
             models.Index(fields=["job", "status"], name="mailengine_job_progress"),
+            models.Index(fields=["client", "id"], condition=~Q(client=""), name="mailengine_client"),
             # The stream and the status make it answer for what waits, see `reporting/depth.py`, without the rows.
             OpenIndex(
                 fields=["priority", "available_at", "id", "stream", "status"],

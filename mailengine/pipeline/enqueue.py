@@ -54,6 +54,20 @@ class Terms:
     expires_at: datetime | None
 
 
+@dataclass(frozen=True)
+class Order:
+    """One mail as somebody asked for it: checked, and not queued yet."""
+
+    draft: Draft
+    recipients: Sequence[Recipient]
+    terms: Terms
+
+    def as_json(self) -> dict[str, Any]:
+        """What tells it from another, for an idempotency key."""
+        recipients = [recipient.as_json() for recipient in self.recipients]
+        return {"draft": self.draft.as_json(), "recipients": recipients, "terms": vars(self.terms)}
+
+
 def queue_mail(
     subject: str,
     message: str,
@@ -118,29 +132,53 @@ def queue_message(
     What is kept are its words, recipients, headers and files, and what Anymail adds to it; a worker makes a new email
     from these. So what a subclass does in its own `message()` is lost: give such mail its headers and parts instead.
     """
-    draft = draft_of(email, metadata=metadata, tags=tags)
-    recipients = recipients_of(email)
-    terms = terms_of(stream, priority, send_at, expires_at)
+    order = order_of(
+        email,
+        stream=stream,
+        priority=priority,
+        send_at=send_at,
+        expires_at=expires_at,
+        metadata=metadata,
+        tags=tags,
+    )
     using = router.db_for_write(Message)
-
-    def store() -> Message:
-        if terms.expires_at is None:
-            message = store_message(draft, recipients, terms, now=db_now())
-        else:
-            now = read_now(using)
-            _check_times(terms, now=now)
-            message = store_message(draft, recipients, terms, now=now)
-        wake_workers(using)
-        if terms.send_at is None:
-            kick(message, using=using)
-        return message
-
     if idempotency_key is None:
         with transaction.atomic(using=using):
-            return store()
-    request = {"draft": draft.as_json(), "recipients": [r.as_json() for r in recipients], "terms": vars(terms)}
+            return place(order)
     keys = IdempotencyKey.objects.using(using)
-    return _patiently(lambda: keys.once(idempotency_key, scope="message", request=request, make=store), using=using)
+    return patiently(
+        lambda: keys.once(idempotency_key, scope="message", request=order.as_json(), make=lambda: place(order)),
+        using=using,
+    )
+
+
+def order_of(
+    email: EmailMessage,
+    *,
+    stream: str,
+    priority: Priority | int | str | None,
+    send_at: datetime | None,
+    expires_at: datetime | None,
+    metadata: Mapping[str, object] | None,
+    tags: Iterable[str] | None,
+) -> Order:
+    """The arguments of `queue_message()`, checked. Raises as it does."""
+    draft = draft_of(email, metadata=metadata, tags=tags)
+    return Order(draft, recipients_of(email), terms_of(stream, priority, send_at, expires_at))
+
+
+def place(order: Order, *, client: str = "") -> Message:
+    """Queue this mail in the caller's transaction; `client` is who asked for it by HTTP."""
+    using, terms = router.db_for_write(Message), order.terms
+    now: datetime | DatabaseNow = db_now()
+    if terms.expires_at is not None:
+        now = read_now(using)
+        _check_times(terms, now=now)
+    message = store_message(order.draft, order.recipients, terms, now=now, client=client)
+    wake_workers(using)
+    if terms.send_at is None:
+        kick(message, using=using)
+    return message
 
 
 def queue_job(
@@ -212,12 +250,12 @@ def queue_job(
     request = {"draft": draft.as_json(), "recipients": given, "audience": audience, "merge_data": data}
     request["terms"] = vars(terms)
     keys = IdempotencyKey.objects.using(using)
-    return _patiently(
+    return patiently(
         lambda: keys.once(idempotency_key, scope="job", request=request, make=lambda: store(iter(given))), using=using
     )
 
 
-def _patiently(request: Callable[[], T], *, using: str) -> T:
+def patiently(request: Callable[[], T], *, using: str) -> T:
     """What a request under a key gives, in a transaction; asked again for a moment if the database fails in passing.
 
     The key makes that safe. MariaDB needs it: when the first of many twins dies, it calls the others a deadlock.

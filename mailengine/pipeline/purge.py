@@ -11,10 +11,12 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from ..clock import db_now, read_now
 from ..ids import first_id_of
-from ..models import Attachment, Content, Message, MessageJob, Worker
+from ..models import Attachment, Content, IdempotencyKey, Message, MessageJob, Worker
 
 BATCH = 1_000
 DAY = 86_400
+KEPT_DAYS = 1
+"""For so long at least a client that repeats a request by HTTP is given the same answer."""
 OLDEST_DAYS = 20_000
 """More than anything can be old: dates begin in 1970."""
 
@@ -50,6 +52,9 @@ def purge(*, days: float, must_stop: Callable[[], bool] = lambda: False) -> Purg
         created_at__lt=before,
     )
     report.contents = _delete(unused, must_stop)
+    # Those of other rows go with them.
+    answered = IdempotencyKey.objects.filter(message=None, job=None, created_at__lt=db_now(-DAY * max(days, KEPT_DAYS)))
+    _delete(answered, must_stop)
     while not must_stop() and (removed := Attachment.objects.purge(unused_days=days, limit=BATCH)):
         report.attachments += removed
     Worker.objects.filter(seen_at__lt=before).delete()

@@ -15,7 +15,7 @@ from requests import Response
 import mailengine
 from mailengine import errors, models
 from mailengine.backends.smtp import Phase, set_phase
-from mailengine.conf import _PROVIDER, _STREAM, _TOP, NUMBERS, ProviderPolicy, Settings, StreamPolicy
+from mailengine.conf import _API, _PROVIDER, _STREAM, _TOP, NUMBERS, ApiPolicy, ProviderPolicy, Settings, StreamPolicy
 from mailengine.models import Message, MessageJob
 from mailengine.outcomes import Kind
 from mailengine.providers.classify import outcome_of_error
@@ -71,7 +71,8 @@ def assert_settings(heading, known, defaults):
 
 def test_every_setting_is_on_its_page_with_its_default():
     """G09"""
-    assert_settings("## MAILENGINE", _TOP, {name: getattr(Settings(), name.lower()) for name in _TOP})
+    assert_settings("## MAILENGINE", _TOP, {name: getattr(Settings(), name.lower()) for name in _TOP} | {"API": {}})
+    assert_settings("## The HTTP API", _API, {name: getattr(ApiPolicy(), name.lower()) for name in _API})
     assert Settings().rows_in_a_claim == 2 * Settings().connections
 
 

@@ -75,7 +75,7 @@ def test_a_wrong_name_is_answered_with_the_nearest_right_one(mailengine, entries
 
 def test_a_name_like_no_other_is_answered_with_all_of_them(mailengine):
     mailengine(XYZZY=1)
-    assert "Known: ALERT_MAILER, BACKOFF_FIRST_SECONDS" in the_problem().hint
+    assert "Known: ALERT_MAILER, API, BACKOFF_FIRST_SECONDS" in the_problem().hint
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,63 @@
+"""Who asks, and what they may: the key in `Authorization`, its scopes, senders and rate."""
+
+from __future__ import annotations
+
+import re
+from email.utils import parseaddr
+
+from django.conf import settings
+from django.http import HttpRequest
+
+from ..addresses import parse_address
+from ..errors import InvalidAddress
+from ..models import ApiKey
+from ..models.api_keys import SEND
+from .refusals import Refusal
+
+_BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
+NOT_KNOWN = "Give a valid key in the header: Authorization: Bearer me_…"
+_IN_URL = ("key", "api_key", "apikey", "token", "access_token", "authorization")
+
+
+def key_of(request: HttpRequest) -> ApiKey:
+    """The key that the request was made with. Raises `Refusal`: 401, in the same words whatever is wrong with it."""
+    if any(name.lower() in _IN_URL for name in request.GET):
+        raise Refusal(
+            400, "A key in the address of a request ends up in logs. Send it in Authorization, and revoke it."
+        )
+    found = _BEARER.fullmatch(request.headers.get("Authorization", ""))
+    key = ApiKey.objects.authenticate(found[1] if found else "", address=request.META.get("REMOTE_ADDR", ""))
+    if key is None:
+        raise Refusal(401, NOT_KNOWN)
+    key.note_use()
+    return key
+
+
+def check_scope(key: ApiKey, scope: str) -> None:
+    """Raise `Refusal`, 403, where this key may not do that."""
+    if not key.may(scope):
+        raise Refusal(403, f"This key has no scope {scope!r}.")
+
+
+def check_stream(key: ApiKey, stream: str) -> None:
+    """Raise `Refusal`, 403, where this key may not send mail of this stream."""
+    check_scope(key, f"{SEND}{stream}")
+
+
+def may_send_as(key: ApiKey, from_email: str | None) -> bool:
+    """Whether mail of this key may have this sender; None is the site's own."""
+    address = parseaddr(from_email or settings.DEFAULT_FROM_EMAIL)[1]
+    if not key.allowed_senders:
+        return not from_email or address.casefold() == parseaddr(settings.DEFAULT_FROM_EMAIL)[1].casefold()
+    try:
+        wanted = parse_address(address).key
+    except InvalidAddress:
+        return False
+    domain = f"@{wanted.rpartition('@')[2]}"
+    return any(str(allowed).casefold() in {wanted, domain} for allowed in key.allowed_senders)
+
+
+def spend(key: ApiKey, count: int) -> None:
+    """Count so many mails of this key. Raises `Refusal`, 429, where its rate has no room for them."""
+    if seconds := key.spend(count):
+        raise Refusal(429, f"This key may send {key.rate}.", retry_after=seconds)

@@ -1,0 +1,302 @@
+"""Two interfaces that other programs speak already: `POST /email/send` with `GET /email/status/<id>`, and `POST /mail`.
+
+Names and the shapes of answers are theirs; what is done is what `queue_mail()` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from email.utils import formataddr
+from typing import Any, Literal
+from uuid import UUID
+
+from django.core.mail import EmailMultiAlternatives
+from django.http import HttpRequest
+from ninja import Router, Schema
+from pydantic import ConfigDict, Field
+
+from ..addresses import parse_address
+from ..conf import get_settings
+from ..errors import InvalidAddress, InvalidMail
+from ..models import ApiKey, Message
+from ..models.api_keys import READ
+from ..pipeline.enqueue import Order, order_of, place
+from .access import check_scope, check_stream, may_send_as, spend
+from .door import BearerKey, caller_of
+from .once import once
+from .refusals import Refusal
+
+STREAM = "transactional"
+
+
+class Known(Schema):
+    """An object that has no other fields than these."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class EmailIn(Known):
+    """A mail to one person."""
+
+    fromEmail: str = Field(examples=["news@example.org"])
+    toEmail: str = Field(examples=["ann@example.org"])
+    body: str = Field(examples=["Hello Ann."])
+    fromName: str | None = None
+    toName: str | None = None
+    subject: str | None = None
+
+
+class SendIn(Known):
+    email: EmailIn
+
+
+class SendOut(Schema):
+    messageId: str
+
+
+class StatusOut(Schema):
+    """What became of a message; times are ISO 8601, with their offset."""
+
+    messageId: str
+    status: str = Field(
+        description="queued, sending, sent, deferred, uncertain, dead, suppressed, cancelled or expired"
+    )
+    reason: str
+    delivery: str | None = Field(description="What was reported after a provider took it; null: nothing")
+    provider: str | None
+    queuedAt: datetime
+    dueAt: datetime | None
+    sentAt: datetime | None
+
+
+class ErrorsOut(Schema):
+    """A sentence for each wrong field by its name, and under `base` for the request as a whole."""
+
+    errors: dict[str, str]
+
+
+class AddressIn(Known):
+    email: str = Field(examples=["ann@example.org"])
+    name: str | None = None
+
+
+class PartIn(Known):
+    type: str = Field(examples=["text/plain"], description="text/plain or text/html")
+    value: str
+
+
+class MailIn(Known):
+    """A mail to several people together."""
+
+    to: list[AddressIn]
+    from_: AddressIn = Field(alias="from")
+    subject: str
+    content: list[PartIn]
+    cc: list[AddressIn] = []
+    bcc: list[AddressIn] = []
+
+
+class MailOut(Schema):
+    queued: Literal[True] = True
+    tracking_ids: list[str] = Field(alias="tracking-ids")
+
+
+LABELS = {
+    "email": "Email",
+    "fromEmail": "From email",
+    "toEmail": "To email",
+    "body": "Body",
+    "fromName": "From name",
+    "toName": "To name",
+    "subject": "Subject",
+}
+
+
+def _in_their_shape(refusal: Refusal) -> Mapping[str, Any]:
+    fields = {path.removeprefix("email."): text for path, text in refusal.fields.items()}
+    if fields:
+        return {"errors": {name: _labelled(name, text) for name, text in fields.items()}}
+    return {"errors": {"base": refusal.detail}}
+
+
+def _labelled(name: str, text: str) -> str:
+    label = LABELS.get(name)
+    return f"{label} {text}" if label else text
+
+
+def _by_place(refusal: Refusal) -> Mapping[str, Any]:
+    return {"queued": False, "errors": refusal.fields or {"base": refusal.detail}}
+
+
+router = Router(tags=["as other programs know it"])
+FOR_EMAIL = BearerKey(shape=_in_their_shape, limit="email_bytes", too_large=400)
+FOR_MAIL = BearerKey(shape=_by_place)
+REFUSALS = dict.fromkeys((400, 401, 403, 404, 415, 422, 429, 503), ErrorsOut)
+
+
+@router.post(
+    "/email/send",
+    auth=FOR_EMAIL,
+    response={200: SendOut, **REFUSALS},
+    summary="Queue a mail to one person",
+)
+def send(request: HttpRequest, payload: SendIn) -> dict[str, str]:
+    """It is queued once this answers, in a commit of its own."""
+    key, email = caller_of(request), payload.email
+    wrong: dict[str, str] = {}
+    for name in ("fromEmail", "toEmail"):
+        _check_email(name, getattr(email, name), wrong)
+    if not email.body.strip():
+        wrong["body"] = "is required"
+    if "fromEmail" not in wrong and not may_send_as(key, email.fromEmail):
+        wrong["fromEmail"] = "is none that this key may send as"
+    if wrong:
+        raise Refusal(422, "The mail has fields that are wrong.", fields=wrong)
+    mail = EmailMultiAlternatives(
+        email.subject or "",
+        email.body,
+        _with_name(email.fromEmail, email.fromName, "fromName"),
+        [_with_name(email.toEmail, email.toName, "toName")],
+    )
+    order = _order(mail, blame="subject")
+    return once(request, key, lambda: {"messageId": _queue(key, [order])[0]})
+
+
+@router.get(
+    "/email/status/{message_id}",
+    auth=FOR_EMAIL,
+    response={200: StatusOut, **REFUSALS},
+    summary="Look a mail up",
+)
+def status(request: HttpRequest, message_id: str) -> dict[str, Any]:
+    """What became of a message that a key of the same client queued."""
+    key = caller_of(request)
+    check_scope(key, READ)
+    message = find_message(key, message_id)
+    return {
+        "messageId": str(message.pk),
+        "status": message.status,
+        "reason": message.reason,
+        "delivery": message.delivery or None,
+        "provider": message.provider or None,
+        "queuedAt": message.created_at,
+        "dueAt": message.available_at,
+        "sentAt": message.sent_at,
+    }
+
+
+@router.post(
+    "/mail",
+    auth=FOR_MAIL,
+    response={200: MailOut, **REFUSALS, 413: ErrorsOut},
+    by_alias=True,
+    summary="Queue some mails, all or none",
+)
+def mail(request: HttpRequest, payload: list[MailIn]) -> dict[str, Any]:
+    """All of them are queued, in one commit, or none is."""
+    key, limits = caller_of(request), get_settings().api
+    wrong: dict[str, str] = {}
+    if not 1 <= len(payload) <= limits.mails:
+        wrong[str(min(len(payload), limits.mails))] = (
+            f"A request holds 1 to {limits.mails} mails, and this {len(payload)}."
+        )
+    orders = []
+    for number, item in enumerate(payload[: limits.mails]):
+        orders += _order_of_mail(key, item, f"{number}", wrong)
+    if wrong:
+        raise Refusal(422, "Some mails are wrong.", fields=wrong)
+    return once(request, key, lambda: {"queued": True, "tracking-ids": _queue(key, orders)})
+
+
+def _order_of_mail(key: ApiKey, item: MailIn, place: str, wrong: dict[str, str]) -> list[Order]:
+    """Its order, or none where something is `wrong` with it."""
+    limits = get_settings().api
+    before = len(wrong)
+    for name, least in (("to", 1), ("cc", 0), ("bcc", 0)):
+        people, most = getattr(item, name), getattr(limits, name)
+        if not least <= len(people) <= most:
+            wrong[f"{place}.{name}"] = f"holds {least} to {most} addresses, and this {len(people)}"
+        for number, person in enumerate(people[:most]):
+            _check_email(f"{place}.{name}.{number}.email", person.email, wrong)
+    _check_email(f"{place}.from.email", item.from_.email, wrong)
+    if f"{place}.from.email" not in wrong and not may_send_as(key, item.from_.email):
+        wrong[f"{place}.from.email"] = "is none that this key may send as"
+    words: dict[str, str] = {}
+    for number, part in enumerate(item.content):
+        if part.type not in ("text/plain", "text/html") or part.type in words:
+            wrong[f"{place}.content.{number}.type"] = "is text/plain or text/html, each at most once"
+        words[part.type] = part.value
+    if not item.content:
+        wrong[f"{place}.content"] = "has no part: give one of text/plain or text/html"
+    if len(wrong) > before:
+        return []
+    try:
+        email = EmailMultiAlternatives(item.subject, words.get("text/plain", ""), _person(item.from_))
+        for name in ("to", "cc", "bcc"):
+            setattr(email, name, [_person(person) for person in getattr(item, name)])
+        if "text/html" in words:
+            email.attach_alternative(words["text/html"], "text/html")
+        return [_order(email)]
+    except InvalidMail as error:
+        wrong[place] = str(error)
+        return []
+
+
+def find_message(key: ApiKey, message_id: str) -> Message:
+    """A message of this client. Raises `Refusal`, 404, in the same words for that of another."""
+    try:
+        wanted = UUID(message_id)
+    except ValueError:
+        raise Refusal(404, "Not found.") from None
+    message = Message.objects.filter(pk=wanted, client=key.client).first()
+    if message is None:
+        raise Refusal(404, "Not found.")
+    return message
+
+
+def _queue(key: ApiKey, orders: list[Order]) -> list[str]:
+    """Their ids. In the caller's transaction."""
+    check_stream(key, STREAM)
+    spend(key, len(orders))
+    return [str(place(order, client=key.client).pk) for order in orders]
+
+
+def _order(email: EmailMultiAlternatives, *, blame: str = "") -> Order:
+    try:
+        return order_of(email, stream=STREAM, priority=None, send_at=None, expires_at=None, metadata=None, tags=None)
+    except InvalidMail as error:
+        if not blame:
+            raise
+        raise Refusal(422, str(error), fields={blame: f"can't be sent: {error}"}) from error
+
+
+def _check_email(name: str, text: str, wrong: dict[str, str]) -> None:
+    if not text.strip():
+        wrong[name] = "is required"
+        return
+    try:
+        address = parse_address(text)
+    except InvalidAddress:
+        wrong[name] = "is not a valid email"
+    else:
+        if address.name:
+            wrong[name] = "is not a valid email"
+
+
+def _person(person: AddressIn) -> str:
+    return _with_name(person.email, person.name, "name")
+
+
+def _with_name(address: str, name: str | None, field: str) -> str:
+    """`"Name" <address>`; an address alone where no name is given."""
+    if not name or not name.strip():
+        return address
+    text = formataddr((name, address), "utf-8")
+    try:
+        if "@" in name:  # programs that read mail show the name, and hide the address
+            raise InvalidAddress("a name that holds an address")
+        parse_address(text)
+    except InvalidAddress as error:
+        raise Refusal(422, str(error), fields={field: "can't be a name in a mail"}) from error
+    return text

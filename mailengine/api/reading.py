@@ -1,0 +1,76 @@
+"""The body of a request: limits first, then JSON as RFC 8259 has it, without what parsers disagree on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any, NoReturn
+
+from django.http import HttpRequest
+
+from .refusals import Refusal
+
+DEEPEST = 32
+"""Levels of JSON."""
+
+
+def read_body(request: HttpRequest, *, most: int, too_large: int = 413) -> bytes:
+    """The body, of at most so many bytes: what is larger is not read. `too_large` is the status for that."""
+    try:
+        announced = int(request.META.get("CONTENT_LENGTH") or 0)
+    except ValueError:
+        announced = 0
+    body = b"" if announced > most else request.read(most + 1)
+    if announced > most or len(body) > most:
+        raise Refusal(too_large, f"The body is larger than {most:,} bytes.")
+    return body
+
+
+def read_json(request: HttpRequest, *, most: int, too_large: int = 413) -> Any:
+    """The JSON of the body. Raises `Refusal` for what is none, or is deeper than 32 levels, or says a thing twice."""
+    kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise Refusal(415, "Send JSON, with the header Content-Type: application/json.")
+    body = read_body(request, most=most, too_large=too_large)
+    try:
+        document = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
+    except UnicodeDecodeError:
+        raise Refusal(400, "The body is not UTF-8.") from None
+    except RecursionError:
+        raise Refusal(400, f"The JSON is nested more than {DEEPEST} levels deep.") from None
+    except _Twice as error:
+        raise Refusal(400, f"The JSON names {error.args[0]!r:.80} twice in one object.") from None
+    except ValueError as error:  # its text names the place, and no words
+        raise Refusal(400, f"The body is not JSON: {error}") from None
+    _check_depth(document)
+    return document
+
+
+class _Twice(Exception):  # noqa: N818
+    pass
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((name, _count),) = Counter(name for name, _value in pairs).most_common(1)
+        raise _Twice(name)
+    return found
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _check_depth(document: Any) -> None:
+    level, depth = [document], 0
+    while level:
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        depth += 1
+        if depth > DEEPEST + 1:
+            raise Refusal(400, f"The JSON is nested more than {DEEPEST} levels deep.")
