@@ -338,20 +338,20 @@ def test_a_server_that_reads_nothing_holds_up_no_other(settings, teams):
         hangs(peer)
 
     with ScriptedServer(features=PLAIN) as bad, ScriptedServer(features=PLAIN) as good:
-        settings.MAILERS = {"relay": bad.mailer(timeout=5), "other": good.mailer(timeout=5)}
+        # Whoever waited for the one would be too late for the other.
+        settings.MAILERS = {"relay": bad.mailer(timeout=3 * WAIT_SECONDS), "other": good.mailer(timeout=WAIT_SECONDS)}
         team = teams(3)
         for alias in ("relay", "other"):
             team.send(alias, [a_mail()], alias, until=time.monotonic() + WAIT_SECONDS)
             collected(team)
         bad.at = {"BODY": says_yes_unread}
         for _ in range(3):
-            team.send("bad", [a_mail(size=60_000)], "relay", until=time.monotonic() + WAIT_SECONDS)
+            team.send("bad", [a_mail(size=60_000)], "relay", until=time.monotonic() + 3 * WAIT_SECONDS)
             team.send("good", [a_mail()], "other", until=time.monotonic() + WAIT_SECONDS)
-            began_at, tickets = time.monotonic(), {}
+            tickets = {}
             while "good" not in tickets:
                 tickets |= {ticket: outcome for ticket, (outcome,) in team.collect(wait_seconds=WAIT_SECONDS)}
             assert tickets["good"].kind is Kind.ACCEPTED
-            assert time.monotonic() - began_at < 4, "it waited for the other"
         bad.stopped.set()
         collected(team)
 
