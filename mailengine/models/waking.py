@@ -37,6 +37,7 @@ class AfterCommit:
 
     def __init__(self, using: str) -> None:
         self.using = using
+        self.__qualname__ = type(self).__qualname__  # Django 5.2 names by it what failed, and fails without
 
     def __call__(self) -> None:
         self.is_done = True  # a test may run it long before its transaction ends
