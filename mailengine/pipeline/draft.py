@@ -101,7 +101,7 @@ def draft_of(
         subject=header_text("the subject", email.subject),
         text=checked_text("the text", text) or text_from_html(html),
         html=html,
-        from_email=_sender(email.from_email),
+        from_email=checked_sender(email.from_email),
         reply_to=[str(checked_address("reply_to", item)) for item in listed("reply_to", email.reply_to)],
         headers=checked_headers(email.extra_headers),
         extras=extras,
@@ -210,7 +210,7 @@ def _extras(
     return checked_extras(extras)
 
 
-def _sender(from_email: object) -> str:
+def checked_sender(from_email: object) -> str:
     # Mail that asks for the project's own sender gets it as it is when the mail is sent, so that mending a wrong
     # DEFAULT_FROM_EMAIL also mends what waits already; and no caller sees an error because of that setting.
     if not from_email or from_email == django_settings.DEFAULT_FROM_EMAIL:

@@ -327,13 +327,13 @@ def email_of(
         headers=checked_mapping("headers", headers),
     )
     for number, item in enumerate(listed("attachments", attachments), start=1):
-        _attach(email, number, item)
+        attach(email, number, item)
     if html:
         email.attach_alternative(html, "text/html")
     return email
 
 
-def _attach(email: EmailMessage, number: int, item: Any) -> None:
+def attach(email: EmailMessage, number: int, item: Any) -> None:
     try:
         if isinstance(item, tuple | list):
             email.attach(*item)
