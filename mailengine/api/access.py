@@ -29,7 +29,6 @@ def key_of(request: HttpRequest) -> ApiKey:
     key = ApiKey.objects.authenticate(found[1] if found else "", address=request.META.get("REMOTE_ADDR", ""))
     if key is None:
         raise Refusal(401, NOT_KNOWN)
-    key.note_use()
     return key
 
 

@@ -8,13 +8,12 @@ import hmac
 import ipaddress
 import re
 import secrets
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import models, router, transaction
-from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
 from ..addresses import parse_address
@@ -24,9 +23,9 @@ from ..errors import InvalidAddress
 from ..rate import free_at, left, limits_of, taken
 from .fields import JSONField
 
-READ, CANCEL, SUPPRESSIONS = "read", "cancel", "suppressions"
-SEND = "send:"
-"""Followed by the name of a stream."""
+READ, CANCEL, SUPPRESSIONS, URGENT = "read", "cancel", "suppressions", "urgent"
+SEND, TEMPLATE, AUDIENCE = "send:", "template:", "audience:"
+"""Followed by the name of a stream, by how the names of templates begin, by the name of an audience."""
 DEFAULT_SCOPES = (f"{SEND}transactional", READ, CANCEL)
 
 SEEN_SECONDS = 60
@@ -51,12 +50,14 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         return key, secret
 
     def authenticate(self, secret: str, *, address: str) -> ApiKey | None:
-        """The key that this is the secret of, if it may be used from this IP address now."""
+        """The key that this is the secret of, if it may be used from this IP address now; its use is entered."""
         found = _SECRET.fullmatch(secret)
-        key = self.filter(prefix=found[1] if found else "").first()
+        key = self.filter(prefix=found[1] if found else "").annotate(now=db_now()).first()
         is_right = hmac.compare_digest(_digest(secret), key.digest if key else _NOBODYS)
-        if key is None or not is_right or not key.is_valid(at=read_now(self.db)) or not key.may_come_from(address):
+        if key is None or not is_right or not key.is_valid(at=key.now) or not key.may_come_from(address):
             return None
+        if key.last_used_at is None or key.last_used_at < key.now - timedelta(seconds=SEEN_SECONDS):
+            self.filter(pk=key.pk).update(last_used_at=key.now)
         return key
 
     def revoke(self) -> int:
@@ -73,7 +74,12 @@ class ApiKey(models.Model):
     prefix = models.CharField(_("begins with"), max_length=8, unique=True, editable=False)
     digest = models.CharField(max_length=64, editable=False)
     scopes = JSONField(
-        _("may"), default=list, help_text=_('A list of "send:" and a stream, "read", "cancel", "suppressions".')
+        _("may"),
+        default=list,
+        help_text=_(
+            'A list of "send:" and a stream, "urgent", "read", "cancel", "suppressions",'
+            ' "template:" and how names of templates begin, "audience:" and its name.'
+        ),
     )
     allowed_senders = JSONField(
         _("may send as"),
@@ -98,6 +104,9 @@ class ApiKey(models.Model):
 
     objects = ApiKeyQuerySet.as_manager()
 
+    if TYPE_CHECKING:
+        now: datetime  # annotated by authenticate()
+
     class Meta:
         verbose_name = _("API key")
         verbose_name_plural = _("API keys")
@@ -120,9 +129,14 @@ class ApiKey(models.Model):
             wrong["client"] = _(
                 "Give a name of letters, digits, spaces, dots, - and _, which begins with the first two."
             )
-        known = [*(f"{SEND}{stream}" for stream in get_settings().streams), READ, CANCEL, SUPPRESSIONS]
+        known = [*(f"{SEND}{stream}" for stream in get_settings().streams), READ, CANCEL, SUPPRESSIONS, URGENT]
+        named = ", ".join([*known, f"{TEMPLATE}…", f"{AUDIENCE}…"])
         for name, check, mend in (
-            ("scopes", known.__contains__, _("One of %(known)s.") % {"known": ", ".join(known)}),
+            (
+                "scopes",
+                lambda scope: scope in known or scope.startswith((TEMPLATE, AUDIENCE)),
+                _("One of %(known)s.") % {"known": named},
+            ),
             ("allowed_senders", _is_sender, _("An address, or @ and a domain.")),
             ("networks", _is_network, _("An IP address or network, such as 192.0.2.0/24.")),
         ):
@@ -150,6 +164,10 @@ class ApiKey(models.Model):
     def may(self, scope: str) -> bool:
         return scope in self.scopes
 
+    def may_use_template(self, name: str) -> bool:
+        beginnings = (scope.removeprefix(TEMPLATE) for scope in self.scopes if scope.startswith(TEMPLATE))
+        return any(name.startswith(beginning) for beginning in beginnings)
+
     def may_come_from(self, address: str) -> bool:
         if not self.networks:
             return True
@@ -158,11 +176,6 @@ class ApiKey(models.Model):
         except ValueError:
             return False
         return any(host in ipaddress.ip_network(network, strict=False) for network in self.networks)
-
-    def note_use(self) -> None:
-        """Enter that it was used, unless that was done a moment ago."""
-        stale = Q(last_used_at=None) | Q(last_used_at__lt=db_now(-SEEN_SECONDS))
-        type(self).objects.filter(stale, pk=self.pk).update(last_used_at=db_now())
 
     def spend(self, count: int) -> float:
         """Count so many mails for the rate; 0, or in how many seconds they may be sent, and then nothing is counted."""

@@ -145,6 +145,18 @@ def insert_rows(
             cursor.executemany(f"{insert} {values}", [[*row, *params] for row in _prepared(fields, rows, connection)])
 
 
+def insert_all(rows: Sequence[models.Model], *, using: str) -> None:
+    """Write new rows of one model whose keys are known, by one statement where the driver can; without signals."""
+    if not rows:
+        return
+    meta = rows[0]._meta
+    fields = [*(field for field in meta.concrete_fields if not field.primary_key), meta.pk]
+    values = [[getattr(row, field.attname) for field in fields] for row in rows]
+    insert_rows(type(rows[0]), values, columns=[field.name for field in fields], constants={}, using=using)
+    for row in rows:
+        row._state.adding, row._state.db = False, using
+
+
 def update_rows(
     model: type[models.Model],
     rows: Iterable[Sequence[Any]],

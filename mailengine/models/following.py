@@ -31,6 +31,7 @@ class FollowQuerySet(StateQuerySet):
             content_id=job.content_id,
             stream=job.stream,
             priority=job.priority,
+            client=job.client,
             available_at=now,
             expires_at=job.expires_at,
             created_at=now,

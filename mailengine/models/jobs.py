@@ -12,6 +12,7 @@ from django.db.models import Exists, F, OuterRef, Q
 from django.utils.translation import gettext_lazy as _
 
 from ..clock import db_now
+from ..ids import uuid7
 from .content import Content
 from .fields import JSONField
 from .waking import wake_workers
@@ -94,6 +95,8 @@ class MessageJob(models.Model):
         verbose_name=_("queued by"),
     )
     client = models.CharField(_("client"), max_length=50, blank=True, default="", help_text=_("Who queued it by HTTP."))
+    public_id = models.UUIDField(default=uuid7, unique=True, editable=False)
+    """What it is called by HTTP: it tells nobody how many jobs there are."""
     send_at = models.DateTimeField(_("not before"), null=True, blank=True)
     expires_at = models.DateTimeField(_("not after"), null=True, blank=True)
     cursor = models.PositiveBigIntegerField(default=0, editable=False)

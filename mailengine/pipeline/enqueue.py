@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain, islice
 from typing import Any, TypeVar
@@ -24,12 +24,12 @@ from ..clock import DatabaseNow, db_now, read_now
 from ..conf import get_settings
 from ..errors import InvalidAddress, InvalidMail
 from ..headers import UNSTORABLE, checked_line
-from ..models import IdempotencyKey, JobRecipients, Message, MessageJob, Priority
-from ..models.bulk import insert
+from ..models import Content, IdempotencyKey, JobRecipients, Message, MessageJob, Priority
+from ..models.bulk import insert, insert_all
 from ..models.waking import wake_workers
 from .audience import find_audience
 from .checked import checked_json, checked_mapping, listed
-from .draft import Draft, Recipient, draft_of, recipients_of, rendered
+from .draft import Draft, Recipient, draft_of, recipients_of, rendered, store_drafts
 from .kicks import kick
 from .merge import compile_template
 from .outage import persist
@@ -66,6 +66,23 @@ class Order:
         """What tells it from another, for an idempotency key."""
         recipients = [recipient.as_json() for recipient in self.recipients]
         return {"draft": self.draft.as_json(), "recipients": recipients, "terms": vars(self.terms)}
+
+
+@dataclass(frozen=True)
+class JobOrder:
+    """One mail to each of many, likewise."""
+
+    draft: Draft
+    terms: Terms
+    audience: str
+    entries: Iterable[list[Any]]
+    """The recipients as `JobRecipients` keeps them, where it is no audience; some can be read only once."""
+    merge_data: Mapping[str, Any] | None
+
+    def as_json(self) -> dict[str, Any]:
+        recipients, terms = list(self.entries), vars(self.terms)
+        audience = {"audience": self.audience, "merge_data": self.merge_data}
+        return {"draft": self.draft.as_json(), "recipients": recipients, "terms": terms, **audience}
 
 
 def queue_mail(
@@ -181,6 +198,30 @@ def place(order: Order, *, client: str = "") -> Message:
     return message
 
 
+def place_all(orders: Sequence[Order], *, client: str = "") -> list[Message]:
+    """Queue these mails, in their order, in the caller's transaction: all by a few statements.
+
+    Those that say the same share their words.
+    """
+    if len(orders) < 2:
+        return [place(order, client=client) for order in orders]
+    using = router.db_for_write(Message)
+    now = read_now(using)
+    for order in orders:
+        _check_times(order.terms, now=now)
+    contents = store_drafts([order.draft for order in orders], now=now)
+    made = [
+        _message_of(content, order.recipients, order.terms, client=client)
+        for content, order in zip(contents, orders, strict=True)
+    ]
+    insert_all(made, using=using)
+    wake_workers(using)
+    for message in made:
+        if message.send_at is None:
+            kick(message, using=using)
+    return made
+
+
 def queue_job(
     subject: str,
     message: str,
@@ -216,8 +257,31 @@ def queue_job(
     Raises as `queue_mail()`, and `UnknownAudience`.
     """
     email = email_of(subject, message, from_email, html_message, template, context, reply_to, headers, attachments)
-    draft = draft_of(email, metadata=metadata, tags=tags)
-    terms = terms_of(stream, priority, send_at, expires_at)
+    draft, terms = draft_of(email, metadata=metadata, tags=tags), terms_of(stream, priority, send_at, expires_at)
+    order = job_order_of(draft, recipients, terms, merge_data=merge_data)
+    further = {"source": source_of(source), "created_by": created_by}
+    using = router.db_for_write(MessageJob)
+    if idempotency_key is None:
+        with transaction.atomic(using=using):
+            return place_job(order, **further)
+    order = replace(order, entries=list(order.entries))
+    keys = IdempotencyKey.objects.using(using)
+    return patiently(
+        lambda: keys.once(
+            idempotency_key, scope="job", request=order.as_json(), make=lambda: place_job(order, **further)
+        ),
+        using=using,
+    )
+
+
+def job_order_of(
+    draft: Draft,
+    recipients: str | Iterable[str | tuple[str, Mapping[str, object]]],
+    terms: Terms,
+    *,
+    merge_data: Mapping[str, Mapping[str, object]] | None = None,
+) -> JobOrder:
+    """A job of these arguments of `queue_job()`, checked. Raises as it does."""
     audience, entries = _recipients(recipients)
     data = None if merge_data is None else _merge_data_by_key(merge_data)
     first, entries = _peek(entries)
@@ -225,34 +289,24 @@ def queue_job(
         raise InvalidMail("The job has no recipients: give addresses, or the name of an audience.")
     if data is not None or (first is not None and len(first) > 2):
         check_merge_fields(draft.subject, draft.text, draft.html)
+    return JobOrder(draft, terms, audience, entries, data)
+
+
+def place_job(order: JobOrder, **further: Any) -> MessageJob:
+    """Queue this job in the caller's transaction; `further` are more fields of it."""
     using = router.db_for_write(MessageJob)
-
-    def store(entries: Iterator[list[Any]]) -> MessageJob:
-        now = read_now(using)
-        _check_times(terms, now=now)
-        job = MessageJob.objects.create(
-            content=draft.store(now=now),
-            audience=audience,
-            merge_data=data,
-            source=source_of(source),
-            created_by=created_by,
-            created_at=now,
-            **vars(terms),
-        )
-        JobRecipients.objects.store(job, _pieces(entries))
-        wake_workers(using)
-        return job
-
-    if idempotency_key is None:
-        with transaction.atomic(using=using):
-            return store(entries)
-    given = list(entries)
-    request = {"draft": draft.as_json(), "recipients": given, "audience": audience, "merge_data": data}
-    request["terms"] = vars(terms)
-    keys = IdempotencyKey.objects.using(using)
-    return patiently(
-        lambda: keys.once(idempotency_key, scope="job", request=request, make=lambda: store(iter(given))), using=using
+    now = read_now(using)
+    _check_times(order.terms, now=now)
+    job = MessageJob.objects.create(
+        content=order.draft.store(now=now),
+        audience=order.audience,
+        merge_data=order.merge_data,
+        created_at=now,
+        **{**vars(order.terms), **further},
     )
+    JobRecipients.objects.store(job, _pieces(iter(order.entries)))
+    wake_workers(using)
+    return job
 
 
 def patiently(request: Callable[[], T], *, using: str) -> T:
@@ -278,10 +332,15 @@ def store_message(
     draft: Draft, recipients: Sequence[Recipient], terms: Terms, *, now: datetime | DatabaseNow, **further: Any
 ) -> Message:
     """Write the rows of one mail; `further` are more fields of the message."""
+    message = _message_of(draft.store(now=now), recipients, terms, **further)
+    insert(message, using=router.db_for_write(Message))
+    return message
+
+
+def _message_of(content: Content, recipients: Sequence[Recipient], terms: Terms, **further: Any) -> Message:
     first = next((r for r in recipients if r.kind == "to"), recipients[0])
     alone = len(recipients) == 1 and str(first.address) == first.address.key and first.kind == "to"
-    content = draft.store(now=now)
-    message = Message(
+    return Message(
         content=content,
         recipient=first.address.key,
         other_recipients=None if alone else [r.as_json() for r in recipients],
@@ -289,8 +348,6 @@ def store_message(
         created_at=content.created_at,
         **{**vars(terms), **further},
     )
-    insert(message, using=router.db_for_write(Message))
-    return message
 
 
 def check_merge_fields(*words: str) -> None:

@@ -60,6 +60,7 @@ def split_refused(message: Message, outcome: Outcome, *, now: datetime, settings
             priority=message.priority,
             send_at=message.send_at,
             expires_at=message.expires_at,
+            client=message.client,
             created_at=message.created_at,
         )
         verdict = verdict_for(alone, refusal, provider=message.provider, now=now, settings=settings, another=False)
