@@ -106,18 +106,30 @@ class StreamPolicy:
 
 @dataclass(frozen=True)
 class ApiPolicy:
-    """What `MAILENGINE["API"]` says of the HTTP API: the most that one request may hold."""
+    """What `MAILENGINE["API"]` says of the HTTP API: the most that one request may hold, and when it has to wait."""
 
     email_bytes: int = 204_800
     """The body of `POST /email/send`."""
     body_bytes: int = 25_000_000
     """The body of any other request."""
+    words_bytes: int = 1_048_576
+    """Subject, text and HTML of one mail, in UTF-8."""
     mails: int = 10
     """Mails in one `POST /mail`."""
+    messages: int = 1_000
+    """Mails in one `POST /api/v1/messages`."""
     to: int = 100
-    """And in each of these: recipients."""
+    """And in any mail: recipients."""
     cc: int = 100
     bcc: int = 100
+    headers: int = 50
+    attachments: int = 20
+    recipients: int = 100_000
+    """The recipients that one job may be given, other than by an audience."""
+    urgent_per_hour: int = 5
+    """Mails of priority HIGH or URGENT that one client may have sent to one address in an hour."""
+    queue: int = 1_000_000
+    """Messages that wait, above which less urgent mail than NORMAL is refused; above twice as many, NORMAL as well."""
 
 
 @dataclass(frozen=True)
@@ -258,10 +270,17 @@ NUMBERS = {
     "LIFETIME_SECONDS": 0,
     "EMAIL_BYTES": 1,
     "BODY_BYTES": 1,
+    "WORDS_BYTES": 1,
     "MAILS": 1,
+    "MESSAGES": 1,
     "TO": 1,
     "CC": 0,
     "BCC": 0,
+    "HEADERS": 0,
+    "ATTACHMENTS": 0,
+    "RECIPIENTS": 1,
+    "URGENT_PER_HOUR": 1,
+    "QUEUE": 1,
 }
 """The smallest value each number may have."""
 

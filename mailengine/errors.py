@@ -26,6 +26,10 @@ class IdempotencyConflict(MailengineError, ValueError):
     """The idempotency key is known, with other content. Nothing was queued."""
 
 
+class RequestUnderWay(MailengineError):
+    """The same request, under the same idempotency key, is being done at this moment. Ask again."""
+
+
 class UnknownName(MailengineError, ValueError):
     """A name that the project does not define; the message names the nearest that it does."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from email.utils import parseaddr
 
@@ -57,6 +58,9 @@ def may_send_as(key: ApiKey, from_email: str | None) -> bool:
 
 
 def spend(key: ApiKey, count: int) -> None:
-    """Count so many mails of this key. Raises `Refusal`, 429, where its rate has no room for them."""
-    if seconds := key.spend(count):
+    """Count so many mails of this key. Raises `Refusal`: 429 where its rate has no room now, 422 where it never has."""
+    seconds = key.spend(count)
+    if math.isinf(seconds):
+        raise Refusal(422, f"This key may send {key.rate}, and these are {count:,} mails: send fewer at once.")
+    if seconds:
         raise Refusal(429, f"This key may send {key.rate}.", retry_after=seconds)

@@ -7,33 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from email.utils import formataddr
 from typing import Any, Literal
-from uuid import UUID
 
 from django.core.mail import EmailMultiAlternatives
 from django.http import HttpRequest
 from ninja import Router, Schema
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from ..addresses import parse_address
 from ..conf import get_settings
 from ..errors import InvalidAddress, InvalidMail
-from ..models import ApiKey, Message
+from ..models import ApiKey
 from ..models.api_keys import READ
-from ..pipeline.enqueue import Order, order_of, place
-from .access import check_scope, check_stream, may_send_as, spend
+from ..pipeline.enqueue import Order, order_of
+from .access import check_scope, may_send_as
 from .door import BearerKey, caller_of
+from .messages import find_message
 from .once import once
-from .refusals import Refusal
+from .orders import check_address, queue, with_name
+from .refusals import Refusal, Shape
+from .schemas import AddressIn, Known
 
 STREAM = "transactional"
-
-
-class Known(Schema):
-    """An object that has no other fields than these."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class EmailIn(Known):
@@ -74,11 +68,6 @@ class ErrorsOut(Schema):
     """A sentence for each wrong field by its name, and under `base` for the request as a whole."""
 
     errors: dict[str, str]
-
-
-class AddressIn(Known):
-    email: str = Field(examples=["ann@example.org"])
-    name: str | None = None
 
 
 class PartIn(Known):
@@ -130,8 +119,8 @@ def _by_place(refusal: Refusal) -> Mapping[str, Any]:
 
 
 router = Router(tags=["as other programs know it"])
-FOR_EMAIL = BearerKey(shape=_in_their_shape, limit="email_bytes", too_large=400)
-FOR_MAIL = BearerKey(shape=_by_place)
+FOR_EMAIL = BearerKey(shape=Shape(_in_their_shape), limit="email_bytes", too_large=400)
+FOR_MAIL = BearerKey(shape=Shape(_by_place), limit="body_bytes")
 REFUSALS = dict.fromkeys((400, 401, 403, 404, 415, 422, 429, 503), ErrorsOut)
 
 
@@ -141,12 +130,12 @@ REFUSALS = dict.fromkeys((400, 401, 403, 404, 415, 422, 429, 503), ErrorsOut)
     response={200: SendOut, **REFUSALS},
     summary="Queue a mail to one person",
 )
-def send(request: HttpRequest, payload: SendIn) -> dict[str, str]:
+def send(request: HttpRequest, payload: SendIn) -> Any:
     """It is queued once this answers, in a commit of its own."""
     key, email = caller_of(request), payload.email
     wrong: dict[str, str] = {}
     for name in ("fromEmail", "toEmail"):
-        _check_email(name, getattr(email, name), wrong)
+        check_address(name, getattr(email, name), wrong)
     if not email.body.strip():
         wrong["body"] = "is required"
     if "fromEmail" not in wrong and not may_send_as(key, email.fromEmail):
@@ -193,7 +182,7 @@ def status(request: HttpRequest, message_id: str) -> dict[str, Any]:
     by_alias=True,
     summary="Queue some mails, all or none",
 )
-def mail(request: HttpRequest, payload: list[MailIn]) -> dict[str, Any]:
+def mail(request: HttpRequest, payload: list[MailIn]) -> Any:
     """All of them are queued, in one commit, or none is."""
     key, limits = caller_of(request), get_settings().api
     wrong: dict[str, str] = {}
@@ -218,8 +207,8 @@ def _order_of_mail(key: ApiKey, item: MailIn, place: str, wrong: dict[str, str])
         if not least <= len(people) <= most:
             wrong[f"{place}.{name}"] = f"holds {least} to {most} addresses, and this {len(people)}"
         for number, person in enumerate(people[:most]):
-            _check_email(f"{place}.{name}.{number}.email", person.email, wrong)
-    _check_email(f"{place}.from.email", item.from_.email, wrong)
+            check_address(f"{place}.{name}.{number}.email", person.email, wrong)
+    check_address(f"{place}.from.email", item.from_.email, wrong)
     if f"{place}.from.email" not in wrong and not may_send_as(key, item.from_.email):
         wrong[f"{place}.from.email"] = "is none that this key may send as"
     words: dict[str, str] = {}
@@ -243,23 +232,9 @@ def _order_of_mail(key: ApiKey, item: MailIn, place: str, wrong: dict[str, str])
         return []
 
 
-def find_message(key: ApiKey, message_id: str) -> Message:
-    """A message of this client. Raises `Refusal`, 404, in the same words for that of another."""
-    try:
-        wanted = UUID(message_id)
-    except ValueError:
-        raise Refusal(404, "Not found.") from None
-    message = Message.objects.filter(pk=wanted, client=key.client).first()
-    if message is None:
-        raise Refusal(404, "Not found.")
-    return message
-
-
 def _queue(key: ApiKey, orders: list[Order]) -> list[str]:
     """Their ids. In the caller's transaction."""
-    check_stream(key, STREAM)
-    spend(key, len(orders))
-    return [str(place(order, client=key.client).pk) for order in orders]
+    return [str(message.pk) for message in queue(key, orders)]
 
 
 def _order(email: EmailMultiAlternatives, *, blame: str = "") -> Order:
@@ -271,32 +246,12 @@ def _order(email: EmailMultiAlternatives, *, blame: str = "") -> Order:
         raise Refusal(422, str(error), fields={blame: f"can't be sent: {error}"}) from error
 
 
-def _check_email(name: str, text: str, wrong: dict[str, str]) -> None:
-    if not text.strip():
-        wrong[name] = "is required"
-        return
-    try:
-        address = parse_address(text)
-    except InvalidAddress:
-        wrong[name] = "is not a valid email"
-    else:
-        if address.name:
-            wrong[name] = "is not a valid email"
-
-
 def _person(person: AddressIn) -> str:
     return _with_name(person.email, person.name, "name")
 
 
 def _with_name(address: str, name: str | None, field: str) -> str:
-    """`"Name" <address>`; an address alone where no name is given."""
-    if not name or not name.strip():
-        return address
-    text = formataddr((name, address), "utf-8")
     try:
-        if "@" in name:  # programs that read mail show the name, and hide the address
-            raise InvalidAddress("a name that holds an address")
-        parse_address(text)
+        return with_name(address, name)
     except InvalidAddress as error:
         raise Refusal(422, str(error), fields={field: "can't be a name in a mail"}) from error
-    return text

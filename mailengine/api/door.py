@@ -3,54 +3,69 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from django.db import Error as DatabaseFault
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
+from ninja.openapi.schema import OpenAPISchema
 from ninja.parser import Parser
 from ninja.security import HttpBearer
 
 from ..conf import get_settings
-from ..errors import IdempotencyConflict, InvalidMail, UnknownName, UnknownTemplate
+from ..errors import IdempotencyConflict, InvalidMail, RequestUnderWay, UnknownName, UnknownTemplate
 from ..models import ApiKey
 from .access import key_of
-from .reading import read_json
-from .refusals import Refusal, path_of, sentence
+from .reading import Upload, is_form, read_form, read_json
+from .refusals import PROBLEM, Refusal, Shape, path_of, sentence
 
 logger = logging.getLogger("mailengine.api")
 
 UNAVAILABLE = "Service unavailable"
 BUSY_SECONDS = 5
 """After how long a client is told to try again while the database does not answer."""
+UNDER_WAY_SECONDS = 1
 _DOCUMENT = "mailengine_document"
+_UPLOADS = "mailengine_uploads"
 _SHAPE = "mailengine_shape"
-
-
-Shape = Callable[[Refusal], Mapping[str, Any]]
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "The same request under the same key is done once, and gets the same answer.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
+}
 
 
 class BearerKey(HttpBearer):
-    """A key in `Authorization`, and then the JSON of the body: for who has no key nothing is read.
+    """A key in `Authorization`, and then what the body holds: for who has no key nothing is read.
 
     `shape` is that of the refusals of this endpoint; `limit` names the one of `MAILENGINE["API"]` for its body, and
-    `too_large` is the status of what exceeds it.
+    `too_large` is the status of what exceeds it. Without a `limit` there is no body to read.
     """
 
-    def __init__(self, *, shape: Shape, limit: str = "body_bytes", too_large: int = 413) -> None:
+    def __init__(
+        self, *, shape: Shape, limit: str | None = None, too_large: int = 413, takes_files: bool = False
+    ) -> None:
         super().__init__()
         self.shape = shape
         self.limit = limit
         self.too_large = too_large
+        self.takes_files = takes_files
 
     def __call__(self, request: HttpRequest) -> ApiKey:
         setattr(request, _SHAPE, self.shape)
         key = key_of(request)
-        if request.method not in ("GET", "HEAD", "DELETE"):
+        if self.limit is not None and request.method not in ("GET", "HEAD", "DELETE"):
             most = getattr(get_settings().api, self.limit)
-            setattr(request, _DOCUMENT, read_json(request, most=most, too_large=self.too_large))
+            if self.takes_files and is_form(request):
+                document, uploads = read_form(request, most=most)
+            else:
+                document, uploads = read_json(request, most=most, too_large=self.too_large), []
+            setattr(request, _DOCUMENT, document)
+            setattr(request, _UPLOADS, uploads)
             request._body = b"-"  # it is read: ninja has the parser give the document
         return key
 
@@ -65,8 +80,13 @@ def caller_of(request: HttpRequest) -> ApiKey:
 
 
 def document_of(request: HttpRequest) -> Any:
-    """The JSON of its body."""
-    return getattr(request, _DOCUMENT)
+    """The JSON of its body; None where it has none."""
+    return getattr(request, _DOCUMENT, None)
+
+
+def uploads_of(request: HttpRequest) -> Sequence[Upload]:
+    """The files of its body."""
+    return getattr(request, _UPLOADS, ())
 
 
 class _Parser(Parser):
@@ -74,22 +94,34 @@ class _Parser(Parser):
         return document_of(request)
 
 
-def open_door(**options: Any) -> NinjaAPI:
-    """An API of ninja's whose endpoints refuse in the shape of their `BearerKey`; `options` are NinjaAPI's."""
-    api = NinjaAPI(parser=_Parser(), **options)
+class Api(NinjaAPI):
+    """An API of ninja's whose endpoints refuse in the shape of their `BearerKey`."""
 
-    def answer(request: HttpRequest, error: Exception | type[Exception]) -> HttpResponse:
-        refusal, shape = _refusal_of(error), getattr(request, _SHAPE, _plain)
-        return JsonResponse(shape(refusal), status=refusal.status, headers=refusal.headers)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(parser=_Parser(), **options)
+        for kind in (Refusal, ValidationError, HttpError, Http404, DatabaseFault, InvalidMail, UnknownName,
+                     UnknownTemplate, IdempotencyConflict, RequestUnderWay, Exception):  # fmt: skip
+            self.add_exception_handler(kind, _answer)
 
-    for kind in (Refusal, ValidationError, HttpError, Http404, DatabaseFault, InvalidMail, UnknownName,
-                 UnknownTemplate, IdempotencyConflict, Exception):  # fmt: skip
-        api.add_exception_handler(kind, answer)
-    return api
+    def get_openapi_schema(self, *args: Any, **kwargs: Any) -> OpenAPISchema:
+        """ninja's document, with what it can't know: the header of each POST, and the media type of problems."""
+        schema = super().get_openapi_schema(*args, **kwargs)
+        for operations in schema["paths"].values():
+            for method, operation in operations.items():
+                if method == "post":
+                    operation["parameters"].append(_IDEMPOTENCY_KEY)
+                for response in operation["responses"].values():
+                    content = response.get("content", {})
+                    if content.get("application/json", {}).get("schema", {}).get("$ref", "").endswith("/Problem"):
+                        content[PROBLEM.content_type] = content.pop("application/json")
+        return schema
 
 
-def _plain(refusal: Refusal) -> Mapping[str, Any]:
-    return {"errors": {"base": refusal.detail, **refusal.fields}}
+def _answer(request: HttpRequest, error: Exception | type[Exception]) -> HttpResponse:
+    refusal, shape = _refusal_of(error), getattr(request, _SHAPE, PROBLEM)
+    return JsonResponse(
+        shape.body(refusal), status=refusal.status, headers=refusal.headers, content_type=shape.content_type
+    )
 
 
 def _refusal_of(error: object) -> Refusal:
@@ -97,7 +129,7 @@ def _refusal_of(error: object) -> Refusal:
         case Refusal():
             return error
         case ValidationError():
-            fields = {path_of(found["loc"][2:]): sentence(found) for found in error.errors}
+            fields = {path_of(found["loc"]): sentence(found) for found in error.errors}
             return Refusal(422, "The request has fields that are wrong.", fields=fields)
         case Http404():
             return Refusal(404, "Not found.")
@@ -106,6 +138,8 @@ def _refusal_of(error: object) -> Refusal:
         case DatabaseFault():
             logger.warning("the API is unavailable: %s", type(error).__name__)
             return Refusal(503, UNAVAILABLE, retry_after=BUSY_SECONDS)
+        case RequestUnderWay():
+            return Refusal(409, str(error), retry_after=UNDER_WAY_SECONDS)
         case InvalidMail() | UnknownName() | UnknownTemplate() | IdempotencyConflict():
             return Refusal(422, str(error))
     logger.error("a request to the API failed", exc_info=error if isinstance(error, Exception) else None)

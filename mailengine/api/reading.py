@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, NoReturn
 
+from django.core.exceptions import RequestDataTooBig, TooManyFieldsSent, TooManyFilesSent
 from django.http import HttpRequest
+from django.http.multipartparser import MultiPartParser, MultiPartParserError
 
 from .refusals import Refusal
 
 DEEPEST = 32
 """Levels of JSON."""
+FORM_FIELD = "message"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file in a multipart body."""
+
+    field: str
+    filename: str
+    mimetype: str
+    data: bytes
 
 
 def read_body(request: HttpRequest, *, most: int, too_large: int = 413) -> bytes:
@@ -28,10 +43,45 @@ def read_body(request: HttpRequest, *, most: int, too_large: int = 413) -> bytes
 
 def read_json(request: HttpRequest, *, most: int, too_large: int = 413) -> Any:
     """The JSON of the body. Raises `Refusal` for what is none, or is deeper than 32 levels, or says a thing twice."""
-    kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    kind = _kind_of(request)
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise Refusal(415, "Send JSON, with the header Content-Type: application/json.")
-    body = read_body(request, most=most, too_large=too_large)
+    return _json_of(read_body(request, most=most, too_large=too_large))
+
+
+def is_form(request: HttpRequest) -> bool:
+    return _kind_of(request) == "multipart/form-data"
+
+
+def read_form(request: HttpRequest, *, most: int) -> tuple[Any, list[Upload]]:
+    """The JSON in the field `message` of a multipart body, and its files. Raises `Refusal`."""
+    body = read_body(request, most=most)
+    length = {"CONTENT_LENGTH": str(len(body))}  # in chunks it comes without
+    try:
+        parser = MultiPartParser({**request.META, **length}, BytesIO(body), request.upload_handlers, "utf-8")
+        fields, files = parser.parse()
+    except (RequestDataTooBig, TooManyFilesSent, TooManyFieldsSent) as error:
+        raise Refusal(413, str(error)) from None
+    except (MultiPartParserError, UnicodeError) as error:
+        raise Refusal(400, f"The body is not multipart/form-data: {error}") from None
+    uploads = [
+        Upload(field, str(file.name or ""), file.content_type or "", file.read())
+        for field, several in files.lists()
+        for file in several
+    ]
+    for _field, several in files.lists():
+        for file in several:
+            file.close()
+    if list(fields) != [FORM_FIELD] or len(fields.getlist(FORM_FIELD)) != 1:
+        raise Refusal(422, f"Give the mail as JSON in one field {FORM_FIELD!r}, and files; nothing else.")
+    return _json_of(str(fields[FORM_FIELD]).encode("utf-8", "surrogatepass")), uploads
+
+
+def _kind_of(request: HttpRequest) -> str:
+    return request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+
+def _json_of(body: bytes) -> Any:
     try:
         document = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
     except UnicodeDecodeError:

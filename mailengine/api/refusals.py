@@ -1,25 +1,16 @@
-"""Every answer of the API but yes: `Refusal`, which says the status, the sentence and the fields."""
+"""Every answer of the API but yes: `Refusal`, which says the status, the sentence and the fields; and its shapes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
-from pydantic import ValidationError
-
-TITLES = {
-    400: "Bad request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not found",
-    409: "Conflict",
-    413: "Content too large",
-    415: "Unsupported media type",
-    422: "Unprocessable content",
-    429: "Too many requests",
-    503: "Service unavailable",
-}
+QUERY = "?"
+"""Before the name of a parameter in `fields`; all others are paths in the body."""
 
 
 class Refusal(Exception):  # noqa: N818  what a client is told
@@ -43,13 +34,43 @@ class Refusal(Exception):  # noqa: N818  what a client is told
         return headers | ({"WWW-Authenticate": 'Bearer realm="mailengine"'} if self.status == 401 else {})
 
 
-def wrong_fields(error: ValidationError, *, under: Sequence[str | int] = ()) -> dict[str, str]:
-    """What pydantic found, as `fields` of a `Refusal`."""
-    return {path_of([*under, *found["loc"]]): sentence(found) for found in error.errors(include_url=False)}
+@dataclass(frozen=True)
+class Shape:
+    """How the endpoints of an interface say no."""
+
+    body: Callable[[Refusal], Mapping[str, Any]]
+    content_type: str = "application/json"
+
+
+def _problem(refusal: Refusal) -> Mapping[str, Any]:
+    title = HTTPStatus(refusal.status).phrase
+    problem = {"type": "about:blank", "title": title, "status": refusal.status, "detail": refusal.detail}
+    if refusal.fields:
+        problem["errors"] = [{"detail": text, **_place(path)} for path, text in refusal.fields.items()]
+    return problem
+
+
+def _place(path: str) -> dict[str, str]:
+    if path.startswith(QUERY):
+        return {"parameter": path.removeprefix(QUERY)}
+    steps = (step.replace("~", "~0").replace("/", "~1") for step in path.split(".") if path)
+    return {"pointer": "".join(["#", *(f"/{quote(step, safe='~')}" for step in steps)])}  # RFC 6901, section 6
+
+
+PROBLEM = Shape(_problem, "application/problem+json")
+"""RFC 9457: `detail` for the whole, and `errors` with a JSON pointer into the body, or a parameter, for each field."""
 
 
 def path_of(place: Sequence[str | int]) -> str:
-    return ".".join(map(str, place))
+    """The path that pydantic's `loc` stands for, of a field in the body or of a parameter."""
+    if place and place[0] == "query":
+        return f"{QUERY}{place[1]}"
+    _source, _parameter, *steps = place
+    return ".".join(map(str, steps[1:] if steps[:1] and steps[0] in VARIANTS else steps))
+
+
+VARIANTS = ("one", "many")
+"""Which of its forms a body has: pydantic counts that as a step."""
 
 
 def sentence(found: Mapping[str, Any]) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from django.urls import path
 
-from .documented import router
-from .door import open_door
+from . import documented, jobs, messages, suppressions
+from .door import Api
 
-api = open_door(
+api = Api(
     title="mailengine",
-    description="Queue mail, and look up what became of it.",
+    description="Queue mail, look up what became of it, withdraw it.",
     version="1",
     urls_namespace="mailengine-api",
     docs_url="/api/v1/docs",
     openapi_url="/api/v1/openapi.json",
 )
-api.add_router("", router)
+api.add_router("", documented.router)
+api.add_router("/api/v1/messages", messages.router)
+api.add_router("/api/v1/jobs", jobs.router)
+api.add_router("/api/v1/suppressions", suppressions.router)
 
 urlpatterns = [path("", api.urls)]

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import ipaddress
+import math
 import re
 import secrets
 from datetime import datetime, timedelta
@@ -178,9 +179,14 @@ class ApiKey(models.Model):
         return any(host in ipaddress.ip_network(network, strict=False) for network in self.networks)
 
     def spend(self, count: int) -> float:
-        """Count so many mails for the rate; 0, or in how many seconds they may be sent, and then nothing is counted."""
+        """Count so many mails for the rate; 0, or in how many seconds they may be sent, and then nothing is counted.
+
+        Infinity where that is never.
+        """
         if not self.rate:
             return 0
+        if count > min(limit.most for limit in limits_of(self.rate)):
+            return math.inf
         using = router.db_for_write(ApiKey)
         with transaction.atomic(using=using):
             row = ApiKey.objects.using(using).select_for_update().get(pk=self.pk)

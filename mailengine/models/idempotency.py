@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, cast
 
 from django.core.serializers.json import DjangoJSONEncoder
-from django.db import IntegrityError, models, transaction
+from django.db import IntegrityError, OperationalError, models, transaction
 from django.utils.translation import gettext_lazy as _
 
-from ..errors import IdempotencyConflict, InvalidMail
+from ..errors import IdempotencyConflict, InvalidMail, RequestUnderWay
 from .fields import JSONField
 from .jobs import MessageJob
+from .locks import is_tired_of_waiting, waiting_for_locks
 from .messages import Message
 
 T = TypeVar("T", Message, MessageJob)
@@ -65,21 +66,26 @@ class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
         return cast("T", getattr(known, scope))
 
     def answer_once(
-        self, key: str, *, scope: str, request: Mapping[str, object], answer: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
+        self, key: str, *, scope: str, request: Mapping[str, object], answer: Callable[[], Any], patience_seconds: int
+    ) -> Any:
         """What `answer()` gives, a JSON document; the same again for the same request under this key.
 
-        Otherwise as `once()`. An answer that is an error is not kept: it is raised, and takes all back.
+        Otherwise as `once()`. An answer that is an error is not kept: it is raised, and takes all back. Raises
+        `RequestUnderWay` when a twin takes longer than so many seconds.
         """
         _check(key)
         digest = digest_of(request)
         known = self.filter(scope=scope, key=hash_of(key)).first()
         if known is None:
             try:
-                with transaction.atomic(using=self.db):
+                with waiting_for_locks(self.db, seconds=patience_seconds), transaction.atomic(using=self.db):
                     mine = self.create(scope=scope, key=hash_of(key), digest=digest)
             except IntegrityError:
                 known = self.get(scope=scope, key=hash_of(key))
+            except OperationalError as error:
+                if is_tired_of_waiting(error):
+                    raise RequestUnderWay("The same request under this key is under way. Ask again.") from error
+                raise
             else:
                 given = answer()
                 self.filter(pk=mine.pk).update(answer=given)
@@ -88,7 +94,7 @@ class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
             raise IdempotencyConflict(
                 "This idempotency key was used for other content before. Use a new key for a new request."
             )
-        return dict(known.answer or {})
+        return known.answer
 
 
 def _check(key: object) -> None:

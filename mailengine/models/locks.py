@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from django.db import connections
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from django.db import OperationalError, connections
 
 LONGEST_LOCK_WAIT_SECONDS = 10
 LONGEST_IDLE_SECONDS = 20
@@ -26,3 +29,33 @@ def limit_locks(using: str) -> None:
                 " WHERE current_setting(name) = '0'",
                 limits,
             )
+
+
+@contextmanager
+def waiting_for_locks(using: str, *, seconds: int) -> Iterator[None]:
+    """Within it no statement waits longer for a lock; see `is_tired_of_waiting()`.
+
+    To be used in a transaction, around a savepoint. SQLite locks the database as a whole, before any of this.
+    """
+    connection = connections[using]
+    if connection.vendor == "sqlite":
+        yield
+        return
+    look, change, value = (
+        ("SELECT current_setting('lock_timeout')", "SELECT set_config('lock_timeout', %s, true)", f"{seconds}s")
+        if connection.vendor == "postgresql"
+        else ("SELECT @@innodb_lock_wait_timeout", "SET SESSION innodb_lock_wait_timeout = %s", seconds)
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(look)
+        (before,) = cursor.fetchone()
+        cursor.execute(change, [value])
+        try:
+            yield
+        finally:
+            cursor.execute(change, [before])
+
+
+def is_tired_of_waiting(error: OperationalError) -> bool:
+    """Whether it says that a lock was not to be had in time."""
+    return getattr(error.__cause__, "sqlstate", None) == "55P03" or error.args[:1] == (1205,)

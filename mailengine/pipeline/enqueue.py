@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from email.message import Message as MIMEMessage
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -392,7 +393,9 @@ def email_of(
 
 def attach(email: EmailMessage, number: int, item: Any) -> None:
     try:
-        if isinstance(item, tuple | list):
+        if isinstance(item, MIMEMessage):
+            email.attachments.append(item)  # each Django wants another class of it, and we keep its bytes
+        elif isinstance(item, tuple | list):
             email.attach(*item)
         else:
             email.attach(item)

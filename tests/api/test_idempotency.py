@@ -6,13 +6,16 @@ import json
 import threading
 import urllib.error
 import urllib.request
+from unittest.mock import patch
 
 import pytest
+from django.db import connection
 
 from mailengine.models import ApiKey, IdempotencyKey, Message
+from mailengine.pipeline.enqueue import place_all
 from mailengine.pipeline.purge import purge
 
-from .conftest import EVERYTHING
+from .conftest import EVERYTHING, problem_of
 from .test_email import errors_of, mail
 from .test_mail import a_mail
 
@@ -106,3 +109,44 @@ def test_of_fifty_at_a_time_one_is_queued(live_server):
     assert {status for status, _told in answers} <= {200, 409, 503}
     assert {told for status, told in answers if status == 200} == {str(message.pk)}
     assert all(int(told) > 0 for status, told in answers if status != 200)
+
+
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="there a writer waits for the whole database")
+@pytest.mark.django_db(transaction=True)
+def test_a_twin_that_takes_long(shop):
+    """SI4, F-A01: it is told to ask again, and then gets the answer of the first."""
+    url, key = "/api/v1/messages", {"Idempotency-Key": "order-7"}
+    mail = {"from": "a@example.org", "to": ["ann@example.net"], "text": "Good morning."}
+    writing, written = threading.Event(), threading.Event()
+    first = []
+
+    def slowly():
+        try:
+            with patch("mailengine.api.orders.place_all", lambda *args, **kw: slow_place(*args, **kw)):
+                first.append(shop.post(url, mail, **key))
+        finally:
+            connection.close()
+
+    def slow_place(*args, **kwargs):
+        writing.set()
+        assert written.wait(30)
+        return place_all(*args, **kwargs)
+
+    thread = threading.Thread(target=slowly)
+    thread.start()
+    try:
+        assert writing.wait(30)
+        told = shop.post(url, mail, **key)
+    finally:
+        written.set()
+        thread.join()
+
+    assert "under way" in problem_of(told, 409)["detail"]
+    assert told["Retry-After"] == "1"
+    assert shop.post(url, mail, **key).json() == first[0].json()
+    assert Message.objects.count() == 1
+    with connection.cursor() as cursor:  # the session waits as long as before
+        cursor.execute(
+            "SHOW lock_timeout" if connection.vendor == "postgresql" else "SELECT @@innodb_lock_wait_timeout"
+        )
+        assert cursor.fetchone()[0] in ("0", 50)

@@ -1,0 +1,299 @@
+"""From what a client sends to what is queued: what it may, how much of it, and each mistake by its field."""
+
+from __future__ import annotations
+
+import binascii
+import re
+from base64 import b64decode
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from email import encoders
+from email.header import Header
+from email.mime.base import MIMEBase
+from email.utils import formataddr
+from typing import Any, TypeVar
+from uuid import UUID
+
+from django.db import router
+from django.db.models import Count, Min
+from django.template import TemplateSyntaxError
+
+from ..addresses import parse_address
+from ..clock import db_now, read_now
+from ..conf import get_settings
+from ..errors import InvalidAddress, InvalidMail, MailengineError
+from ..models import ApiKey, Message, Priority
+from ..models.api_keys import URGENT
+from ..pipeline.draft import draft_of
+from ..pipeline.enqueue import JobOrder, Order, email_of, job_order_of, order_of, place_all, terms_of
+from ..pipeline.files import BINARY, checked_filename, checked_mimetype
+from ..pipeline.mistakes import mistakes_in
+from .access import check_scope, check_stream, may_send_as, spend
+from .backpressure import check_room
+from .reading import Upload
+from .refusals import Refusal
+from .schemas import AddressIn, FileIn, JobIn, MessageIn, WordsIn
+
+LONGEST_SUBJECT = 998
+"""Octets, as it is encoded: RFC 5322, section 2.1.1."""
+MAY_BE_LONG = 150
+"""Characters, below which no subject is that long."""
+_HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
+_FORBIDDEN_HEADERS = re.compile(
+    r"From|Sender|To|Cc|Bcc|Reply-To|Subject|Return-Path|Received|DKIM-Signature|Message-ID|Date|MIME-Version|Content-.*"
+    r"|Resent-.*|List-Unsubscribe.*|Authentication-Results|ARC-.*|X-SMTPAPI|X-SES-.*|X-Mailgun-.*|X-MG-.*|X-PM-.*"
+    r"|X-MC-.*|X-MJ-.*|X-Mailin-.*|X-Mailengine-.*|Feedback-ID|Resend-.*|Idempotency-Key",
+    re.IGNORECASE,
+)
+"""What is made from the mail, vouches for it, or tells a provider what to do with the account."""
+_NAMES = {"message": "text", "html_message": "html", "from_email": "from"}
+"""Arguments of `queue_mail()` that the API calls otherwise."""
+INLINE = "inline"
+
+W = TypeVar("W", bound=WordsIn)
+
+
+def queue(key: ApiKey, orders: Sequence[Order]) -> list[Message]:
+    """Queue mail of this client's, in the caller's transaction; in the order of `orders`.
+
+    Raises `Refusal` where the key may not, has no room left, or the queue has none.
+    """
+    for stream in dict.fromkeys(order.terms.stream for order in orders):
+        check_stream(key, stream)
+    for priority, stream in dict.fromkeys((order.terms.priority, order.terms.stream) for order in orders):
+        check_priority(key, priority, stream=stream)
+    _check_urgent(key, orders)
+    spend(key, len(orders))
+    return place_all(orders, client=key.client)
+
+
+def check_priority(key: ApiKey, priority: int, *, stream: str) -> None:
+    """Raise `Refusal` where this key may not send so soon, or the queue is too long for mail that can wait."""
+    if priority < get_settings().stream(stream).priority:
+        check_scope(key, URGENT)
+    check_room(priority)
+
+
+def order_from(key: ApiKey, item: MessageIn, uploads: Sequence[Upload] = ()) -> Order:
+    """The mail that a client asks for. Raises `Refusal`, by field."""
+    wrong = _wrong_words(key, item, uploads)
+    limits = get_settings().api
+    if not (item.to or item.cc or item.bcc):
+        wrong["to"] = "has nobody: give at least one address in to, cc or bcc"
+    for name in ("to", "cc", "bcc"):
+        people, most = getattr(item, name), getattr(limits, name)
+        if len(people) > most:
+            wrong[name] = f"holds {most} addresses at most, and this {len(people)}"
+    given = _arguments(item, uploads, wrong)
+    people_by: dict[str, Any] = {name: _people(name, getattr(item, name), wrong) for name in ("to", "cc", "bcc")}
+    _raise(wrong)
+    try:
+        email = email_of(**_mail_of(given), **people_by)
+        return order_of(email, **{name: given[name] for name in (*_TERMS, "metadata", "tags")})
+    except (MailengineError, TemplateSyntaxError) as error:
+        raise _refusal(error, {**given, **people_by}) from error
+
+
+def job_from(key: ApiKey, item: JobIn, uploads: Sequence[Upload] = ()) -> JobOrder:
+    """The job that a client asks for. Raises `Refusal`, by field."""
+    wrong, limits = _wrong_words(key, item, uploads), get_settings().api
+    if (item.recipients is None) == (item.audience is None):
+        wrong["recipients"] = "or audience: give one of the two"
+    elif item.recipients is not None and not 1 <= len(item.recipients) <= limits.recipients:
+        wrong["recipients"] = f"holds 1 to {limits.recipients} entries, and this {len(item.recipients)}"
+    given = _arguments(item, uploads, wrong)
+    _raise(wrong)
+    entries = [r.email if r.data is None else (r.email, r.data) for r in item.recipients or ()]
+    try:
+        draft = draft_of(email_of(**_mail_of(given)), metadata=given["metadata"], tags=given["tags"])
+        recipients: Any = entries if item.audience is None else item.audience
+        return job_order_of(draft, recipients, terms_of(*(given[name] for name in _TERMS)))
+    except (MailengineError, TemplateSyntaxError) as error:
+        has_data = any(isinstance(entry, tuple) for entry in entries)
+        further: dict[str, Any] = {"audience": item.audience, "merge_data": {} if has_data else None}
+        raise _refusal(error, {**given, **further}) from error
+
+
+def check_address(name: str, text: str, wrong: dict[str, str]) -> None:
+    """Enter what is wrong with an address that may have no name with it."""
+    if not text.strip():
+        wrong[name] = "is required"
+        return
+    try:
+        address = parse_address(text)
+    except InvalidAddress:
+        wrong[name] = "is not a valid email"
+    else:
+        if address.name:
+            wrong[name] = "is not a valid email"
+
+
+def with_name(address: str, name: str | None) -> str:
+    """`"Name" <address>`; an address alone where no name is given. Raises `InvalidAddress` for what is no name."""
+    if not name or not name.strip():
+        return address
+    if "@" in name:  # programs that read mail show the name, and hide the address
+        raise InvalidAddress("a name can't hold an address")
+    text = formataddr((name, address), "utf-8")
+    parse_address(text)
+    return text
+
+
+_TERMS = ("stream", "priority", "send_at", "expires_at")
+
+
+def _wrong_words(key: ApiKey, item: WordsIn, uploads: Sequence[Upload]) -> dict[str, str]:
+    """What a client may not say, or not so much of it."""
+    wrong: dict[str, str] = {}
+    limits = get_settings().api
+    size = sum(len(words.encode("utf-8", "surrogatepass")) for words in (item.subject, item.text, item.html))
+    if size > limits.words_bytes:
+        raise Refusal(413, f"The words of a mail have {limits.words_bytes:,} bytes at most, and these {size:,}.")
+    if not may_send_as(key, item.from_.email if item.from_ else None):
+        wrong["from"] = "is none that this key may send as"
+    if len(item.subject) > MAY_BE_LONG and len(Header(item.subject).encode()) > LONGEST_SUBJECT:
+        wrong["subject"] = f"has more than {LONGEST_SUBJECT} octets as it is encoded"
+    if len(item.headers) > limits.headers:
+        wrong["headers"] = f"holds {limits.headers} at most, and this {len(item.headers)}"
+    for name in item.headers:
+        if not _HEADER_NAME.fullmatch(name):
+            wrong["headers"] = f"has the name {name!r:.80}: use up to 64 letters, digits and hyphens"
+        elif _FORBIDDEN_HEADERS.fullmatch(name):
+            wrong[f"headers.{name}"] = "is none that a client may set"
+    if (count := len(item.attachments) + len(uploads)) > limits.attachments:
+        wrong["attachments"] = f"holds {limits.attachments} at most, and this {count}"
+    if item.template is not None and not key.may_use_template(item.template):
+        raise Refusal(403, f"This key has no scope for the template {item.template!r:.80}.")
+    return wrong
+
+
+def _arguments(item: WordsIn, uploads: Sequence[Upload], wrong: dict[str, str]) -> dict[str, Any]:
+    """What is asked for as arguments of `queue_mail()`; what can't be such is entered in `wrong`."""
+    sender = _people("from", [item.from_] if item.from_ else [], wrong)
+    return {
+        "subject": item.subject,
+        "message": item.text,
+        "html_message": item.html,
+        "from_email": sender[0] if sender else None,
+        "template": item.template,
+        "context": item.context,
+        "reply_to": _people("reply_to", item.reply_to, wrong),
+        "headers": item.headers,
+        "attachments": [*_files(item.attachments, wrong), *_uploaded(uploads, wrong)],
+        "stream": item.stream,  # type: ignore[attr-defined]  # each kind has its own default
+        "priority": item.priority,
+        "send_at": item.send_at,
+        "expires_at": item.expires_at,
+        "metadata": item.metadata,
+        "tags": item.tags,
+    }
+
+
+def _mail_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name not in {*_TERMS, "metadata", "tags"}}
+
+
+def _people(field: str, people: Sequence[AddressIn], wrong: dict[str, str]) -> list[str]:
+    found = []
+    for number, person in enumerate(people):
+        place = field if field == "from" else f"{field}.{number}"
+        check_address(f"{place}.email", person.email, wrong)
+        try:
+            found.append(with_name(person.email, person.name))
+        except InvalidAddress:
+            if f"{place}.email" not in wrong:
+                wrong[f"{place}.name"] = "can't be a name in a mail"
+    return found
+
+
+def _files(files: Sequence[FileIn], wrong: dict[str, str]) -> list[Any]:
+    found = []
+    for number, file in enumerate(files):
+        try:
+            data = b64decode(re.sub(r"\s", "", file.content), validate=True)
+        except (binascii.Error, ValueError):
+            wrong[f"attachments.{number}.content"] = "is no base64"
+            continue
+        try:
+            found.append(_file(file.filename, data, file.type, content_id=file.content_id))
+        except InvalidMail as error:
+            wrong[f"attachments.{number}"] = str(error)
+    return found
+
+
+def _uploaded(uploads: Sequence[Upload], wrong: dict[str, str]) -> list[Any]:
+    """Files of a form: those called `attachment`, and inline images, which their file name is the id of."""
+    found = []
+    for upload in uploads:
+        if upload.field not in ("attachment", INLINE):
+            wrong[""] = f"The form has a file called {upload.field!r:.80}. Call it attachment, or inline."
+            continue
+        content_id = upload.filename if upload.field == INLINE else None
+        try:
+            found.append(_file(upload.filename, upload.data, upload.mimetype, content_id=content_id))
+        except InvalidMail as error:
+            wrong[""] = str(error)
+    return found
+
+
+def _file(filename: str, data: bytes, mimetype: str | None, *, content_id: str | None) -> Any:
+    """A file as Django's EmailMessage takes it: (name, bytes, type), or an inline part."""
+    if content_id is None:
+        return filename, data, mimetype
+    kind = checked_mimetype(mimetype or BINARY).partition(";")[0]
+    part = MIMEBase(*kind.split("/", 1))
+    part.set_payload(data)
+    encoders.encode_base64(part)
+    part.add_header("Content-Disposition", "inline", filename=checked_filename(filename))
+    part["Content-ID"] = f"<{content_id}>"
+    return part
+
+
+def _refusal(error: Exception, given: Mapping[str, Any]) -> Refusal:
+    """What `queue_mail()` found, together with all else that it would find after that."""
+    found = mistakes_in(given)
+    fields = {}
+    for name, text in found.items():
+        first, dot, rest = name.partition(".")
+        fields[f"{_NAMES.get(first, first)}{dot}{rest}"] = text
+    return Refusal(422, "The mail has fields that are wrong." if fields else str(error), fields=fields)
+
+
+def _raise(wrong: Mapping[str, str]) -> None:
+    if wrong:
+        fields = {name: text for name, text in wrong.items() if name}
+        raise Refusal(422, wrong.get("", "The mail has fields that are wrong."), fields=fields)
+
+
+def _check_urgent(key: ApiKey, orders: Sequence[Order]) -> None:
+    """Raise `Refusal`, 429, where an address would get more urgent mail in an hour than one client may send it.
+
+    A form that mails whoever is typed into it can be made to fill somebody's mailbox.
+    """
+    most = get_settings().api.urgent_per_hour
+    urgent = [order for order in orders if order.terms.priority <= Priority.HIGH]
+    if not urgent:
+        return
+    now: dict[str, int] = {}
+    for order in urgent:
+        address = order.recipients[0].address.key
+        now[address] = now.get(address, 0) + 1
+    using = router.db_for_write(Message)
+    mine = Message.objects.using(using).filter(client=key.client, priority__lte=Priority.HIGH)
+    recent = mine.filter(recipient__in=list(now), created_at__gt=db_now(-3_600)).order_by()
+    before = {address: (count, first) for address, count, first in
+              recent.values_list("recipient").annotate(Count("pk"), Min("created_at"))}  # fmt: skip
+    for address, count in now.items():
+        known, first = before.get(address, (0, None))
+        if known + count > most:
+            instant = read_now(using)
+            seconds = (first + timedelta(hours=1) - instant).total_seconds() if first else 3_600
+            raise Refusal(429, f"An address gets {most} urgent mails an hour at most.", retry_after=seconds)
+
+
+def id_of(text: str) -> UUID:
+    """The id in a path. Raises `Refusal`, 404: what is none belongs to nobody."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise Refusal(404, "Not found.") from None

@@ -1,0 +1,99 @@
+"""`/api/v1/suppressions`: the addresses that the site leaves alone. They are the site's, and no client's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import HttpRequest
+from ninja import Query, Router, Schema, Status
+
+from ..addresses import parse_address
+from ..consent.suppress import suppress
+from ..errors import InvalidAddress, InvalidMail
+from ..headers import checked_line
+from ..models import Suppression
+from ..models.api_keys import SUPPRESSIONS
+from ..models.suppressions import EVERY_STREAM
+from ..pipeline.mistakes import mistakes_in
+from .access import check_scope
+from .door import BearerKey, caller_of
+from .messages import READING
+from .once import once
+from .paging import Paging, page_of
+from .refusals import PROBLEM, QUERY, Refusal
+from .schemas import REFUSALS, LiftedOut, PageOut, SuppressionIn, SuppressionOut
+
+router = Router(tags=["suppressions"])
+WRITING = BearerKey(shape=PROBLEM, limit="body_bytes")
+
+
+class Filters(Paging):
+    address: str | None = None
+    stream: str | None = None
+
+
+class Entry(Schema):
+    address: str
+    stream: str = EVERY_STREAM
+
+
+@router.get("", auth=READING, response={200: PageOut[SuppressionOut], **REFUSALS}, summary="Look suppressions up")
+def list_suppressions(request: HttpRequest, filters: Query[Filters]) -> Any:
+    """All of them, or those of an address; the newest first."""
+    check_scope(caller_of(request), SUPPRESSIONS)
+    found = Suppression.objects.all()
+    if filters.address is not None:
+        found = found.filter(address=_key_of(filters.address, f"{QUERY}address"))
+    if filters.stream is not None:
+        found = found.filter(stream=filters.stream)
+    return page_of(found, filters, by="id", show=_shown)
+
+
+@router.post("", auth=WRITING, response={201: SuppressionOut, **REFUSALS}, summary="Leave an address alone")
+def create(request: HttpRequest, payload: SuppressionIn) -> Any:
+    """No mail of that stream, or of any, goes to it from now on. Where it is suppressed already, that entry stays."""
+    key = caller_of(request)
+    check_scope(key, SUPPRESSIONS)
+    address = _key_of(payload.address, "address")
+    wrong = mistakes_in({"stream": payload.stream} if payload.stream != EVERY_STREAM else {})
+    try:
+        detail = checked_line("detail", payload.detail)
+    except InvalidMail as error:
+        wrong["detail"] = str(error)
+    if wrong:
+        raise Refusal(422, "The entry has fields that are wrong.", fields=wrong)
+
+    def enter() -> dict[str, Any]:
+        reason = Suppression.Reason(payload.reason)
+        row = suppress(address, reason=reason, stream=payload.stream, detail=detail or f"by {key.client}")
+        return {**_shown(row), "since": row.created_at.isoformat()}
+
+    return Status(201, once(request, key, enter))
+
+
+@router.delete("", auth=READING, response={200: LiftedOut, **REFUSALS}, summary="Write to an address again")
+def lift(request: HttpRequest, entry: Query[Entry]) -> Any:
+    """Takes the entry of that stream away, or the one for every stream; 404 where there is none."""
+    check_scope(caller_of(request), SUPPRESSIONS)
+    address = _key_of(entry.address, f"{QUERY}address")
+    lifted, _by_model = Suppression.objects.filter(address=address, stream=entry.stream).delete()
+    if not lifted:
+        raise Refusal(404, "Not found.")
+    return {"lifted": lifted}
+
+
+def _key_of(text: str, field: str) -> str:
+    try:
+        return parse_address(text).key
+    except InvalidAddress as error:
+        raise Refusal(422, str(error), fields={field: "is not a valid email"}) from error
+
+
+def _shown(row: Suppression) -> dict[str, Any]:
+    return {
+        "address": row.address,
+        "stream": row.stream,
+        "reason": row.reason,
+        "detail": row.detail,
+        "since": row.created_at,
+    }
