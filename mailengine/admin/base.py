@@ -176,6 +176,14 @@ def link_to(model_admin: admin.ModelAdmin[Any], obj: Model, text: object) -> str
     return format_html('<a href="{}">{}</a>', reverse(name, args=[quote(obj.pk)]), text)
 
 
+def link_to_progress(model_admin: admin.ModelAdmin[Any], request: HttpRequest, obj: Model) -> str:
+    """A link to the page where a message or a job can be followed; empty for who may not see it."""
+    pages = model_admin.admin_site._registry.get(type(obj))
+    if pages is None or not pages.has_view_permission(request, obj):
+        return ""
+    return link_to(model_admin, obj, gettext("Follow its progress"))
+
+
 def _url_name(model_admin: admin.ModelAdmin[Any], page: str) -> str:
     opts = model_admin.opts
     return f"{model_admin.admin_site.name}:{opts.app_label}_{opts.model_name}_{page}"

@@ -18,13 +18,14 @@ from ..models import MessageJob
 from ..models.jobs import JobQuerySet
 from ..reporting.progress import progress_of
 from .base import BannerMixin, OperatedAdmin, StreamFilter
+from .compose import ComposeLinkMixin, Kind
 from .figures import grouped
 from .preview import preview_response
 
 
 @admin.register(MessageJob)
-class MessageJobAdmin(BannerMixin, OperatedAdmin):
-    """Every job, newest first. New ones come from `queue_job()` and "Send email update" alone."""
+class MessageJobAdmin(ComposeLinkMixin, BannerMixin, OperatedAdmin):
+    """Every job, newest first. New ones come from `queue_job()`, "Send email update" and "Write to many" alone."""
 
     list_display = (
         "shown_subject", "status", "recipients_so_far", "created_at", "created_by", "audience", "stream",
@@ -36,6 +37,8 @@ class MessageJobAdmin(BannerMixin, OperatedAdmin):
     ordering = ("-id",)
     actions = ("pause", "resume", "cancel")
     final_verbs = ("cancel",)
+    compose_kind = Kind.JOB
+    compose_label = _("Write to many")
     fieldsets = (
         (None, {"fields": (("status", "reason"), ("stream", "priority"), ("audience", "source", "created_by"))}),
         (_("Times"), {"fields": (("created_at", "started_at", "finished_at"), ("send_at", "expires_at"))}),

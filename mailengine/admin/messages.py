@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from django.contrib import admin
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
+from django.urls import URLPattern, path
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext
@@ -20,6 +22,7 @@ from ..models import Attempt, Message, MessageJob, Priority
 from ..models.messages import MessageQuerySet
 from ..reporting.standing import standing_of
 from .base import BannerMixin, ChoiceFilter, OperatedAdmin, ProviderFilter, StreamFilter, link_to, with_address
+from .compose import ComposeLinkMixin, Kind, compose
 
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|[0-9a-f]{32}", re.IGNORECASE)
 
@@ -84,7 +87,7 @@ class AttemptInline(admin.TabularInline):
 
 
 @admin.register(Message)
-class MessageAdmin(BannerMixin, OperatedAdmin):
+class MessageAdmin(ComposeLinkMixin, BannerMixin, OperatedAdmin):
     """Every message, newest first. Words are on the pages of jobs only: other mail may hold a link to log in with."""
 
     list_display = (
@@ -98,6 +101,8 @@ class MessageAdmin(BannerMixin, OperatedAdmin):
     actions = ("requeue", "cancel", "mark_sent", "give_up")
     final_verbs = ("cancel", "mark_sent")
     inlines = (AttemptInline,)
+    compose_kind = Kind.MAIL
+    compose_label = _("Write a mail")
     fieldsets = (
         (None, {"fields": ("standing", ("status", "reason", "delivery"), "everybody")}),
         (_("Mail"), {"fields": ("id", ("subject", "job_link"), ("stream", "shown_priority"))}),
@@ -108,6 +113,10 @@ class MessageAdmin(BannerMixin, OperatedAdmin):
         (_("Handovers"), {"fields": (("attempt_count", "uncertain_count"), ("provider", "provider_message_id"))}),
     )
     readonly_fields = ("standing", "everybody", "subject", "job_link", "shown_priority")
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(partial(compose, pages=self))
+        return [path("compose/", view, name="mailengine_message_compose"), *super().get_urls()]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Message]:
         return super().get_queryset(request).defer("merge_data", "other_recipients")

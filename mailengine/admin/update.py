@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,6 @@ from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.utils import quote, unquote
-from django.core import signing
 from django.core.exceptions import PermissionDenied
 from django.core.mail import EmailMultiAlternatives
 from django.db import transaction
@@ -22,7 +20,6 @@ from django.template.loader import select_template
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.html import escape, format_html
-from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
@@ -34,7 +31,9 @@ from ..pipeline.audience import Size, find_audience
 from ..pipeline.draft import Draft, draft_of, rendered
 from ..pipeline.enqueue import queue_job, source_of
 from ..pipeline.merge import Field, compile_template
+from .base import link_to_progress
 from .figures import grouped, recipients_in_words
+from .nonce import FIELD_NAME, new_token, nonce_of
 from .preview import preview_response
 
 if TYPE_CHECKING:
@@ -45,8 +44,7 @@ else:
 ACTION = "send_email_update"
 MOST_AT_ONCE = 50
 """Objects on one confirmation page: each shows its whole mail."""
-PAGE_SECONDS = 86_400
-"""How long a confirmation page may be looked at before its button is pressed."""
+PAGE = "update"
 
 
 @dataclass(frozen=True)
@@ -214,7 +212,7 @@ class SendEmailUpdateMixin(_ModelAdmin):
             "opts": self.opts,
             "updates": updates,
             "recipients": recipients_in_words(total),
-            "token": signing.dumps(secrets.token_urlsafe(16), salt=_salt(request)),
+            "token": new_token(request, page=PAGE),
             "action": ACTION,
             "action_checkbox_name": ACTION_CHECKBOX_NAME,
             "back": back,
@@ -272,27 +270,21 @@ class SendEmailUpdateMixin(_ModelAdmin):
 
     def _nonce(self, request: HttpRequest) -> str | None:
         """What tells one confirmation page from all others; None where no such page was confirmed."""
-        if request.method != "POST" or "token" not in request.POST:
+        if request.method != "POST" or FIELD_NAME not in request.POST:
             return None
-        try:
-            return str(signing.loads(request.POST["token"], salt=_salt(request), max_age=PAGE_SECONDS))
-        except signing.BadSignature:
+        nonce = nonce_of(request, page=PAGE)
+        if nonce is None:
             sentence = gettext("The page you confirmed was too old or not yours. Look again, then press the button.")
             self.message_user(request, sentence, messages.WARNING)
-            return None
+        return nonce
 
     def _tell(self, request: HttpRequest, obj: Any, job: MessageJob, sentence: Any, level: int, **words: str) -> None:
         text = str(sentence) % {"object": Truncator(obj).chars(100), **words}
         self.message_user(request, format_html("{} {}", text, self._job_link(request, job)), level)
 
-    def _job_link(self, request: HttpRequest, job: MessageJob) -> SafeString | str:
+    def _job_link(self, request: HttpRequest, job: MessageJob) -> str:
         """A link to the job, or its bare number for who may not see it."""
-        text = gettext("Job %(job)s") % {"job": job.pk}
-        jobs = self.admin_site._registry.get(MessageJob)
-        if jobs is None or not jobs.has_view_permission(request, job):
-            return f"{text}."
-        url = reverse(f"{self.admin_site.name}:mailengine_messagejob_change", args=[job.pk])
-        return format_html('<a href="{}">{}</a>', url, gettext("Follow its progress"))
+        return link_to_progress(self, request, job) or gettext("Job %(job)s") % {"job": job.pk} + "."
 
     def _report(self, request: HttpRequest, obj: Any, error: Exception) -> None:
         sentence = gettext("“%(object)s” was not queued: %(error)s")
@@ -324,7 +316,3 @@ def _last_jobs(objects: Iterable[Any]) -> Mapping[str, MessageJob]:
     jobs = MessageJob.objects.filter(source__in=[source_of(obj) for obj in objects])
     wanted = jobs.exclude(status=MessageJob.Status.CANCELLED).order_by("pk").select_related("created_by")
     return {job.source: job for job in wanted.only("source", "created_at", "created_by")}
-
-
-def _salt(request: HttpRequest) -> str:
-    return f"mailengine.update:{request.user.pk}"

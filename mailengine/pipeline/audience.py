@@ -70,3 +70,8 @@ def find_audience(name: str) -> Audience:
         return _audiences[name]
     except KeyError:
         raise UnknownAudience(name, known=_audiences) from None
+
+
+def audience_names() -> list[str]:
+    """Those that are registered, in alphabetical order."""
+    return sorted(_audiences)

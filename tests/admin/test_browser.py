@@ -57,3 +57,17 @@ def test_in_a_real_browser_the_overview_of_providers_keeps_to_a_strict_policy(
     assert 'class="mailengine-failed"' in browser.stdout
     assert "It says that it has trouble of its own." in browser.stdout
     assert "Content Security Policy" not in browser.stderr
+
+
+@needs_browser
+def test_in_a_real_browser_the_page_to_write_a_mail_keeps_to_a_strict_policy(live_server, settings, tmp_path):
+    settings.ROOT_URLCONF = "tests.admin.urls"
+    User.objects.create(username="root", is_staff=True, is_superuser=True)
+
+    profile = [f"--user-data-dir={tmp_path}", "--virtual-time-budget=3000", "--enable-logging=stderr"]
+    browser = subprocess.run(
+        [str(CHROMIUM), *OPTIONS, *profile, f"{live_server.url}/compose/"], capture_output=True, text=True, timeout=60
+    )
+
+    assert 'id="compose_form"' in browser.stdout
+    assert "Content Security Policy" not in browser.stderr

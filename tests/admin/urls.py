@@ -1,4 +1,4 @@
-"""Pages for a real browser: a hostile mail as the admin serves it, what must never be asked for, and the overview."""
+"""Pages for a real browser: a hostile mail as the admin serves it, what must never be asked for, and pages of staff."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from django.contrib.auth.models import User
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
+from mailengine.admin.compose import compose
 from mailengine.admin.preview import preview_response
-from mailengine.models import ProviderState
+from mailengine.models import Message, ProviderState
 
 HOSTILE = """
 <html><head><base href="/loaded/base/"><meta http-equiv="refresh" content="0; url=/loaded/refresh">
@@ -42,9 +43,19 @@ def overview(request: HttpRequest, alias: str = "") -> HttpResponse:
     return response
 
 
+def compose_page(request: HttpRequest) -> HttpResponse:
+    """The page on which staff write a mail, under the same policy."""
+    request.user = User.objects.get(is_superuser=True)
+    response = compose(request, pages=admin.site._registry[Message])
+    response.render()
+    response["Content-Security-Policy"] = "default-src 'self'"
+    return response
+
+
 urlpatterns = [
     path("preview/", preview),
     path("loaded/<path:what>", load),
+    path("compose/", compose_page),
     path("overview/", overview),
     path("overview/<alias>/", overview),
     path("admin/", admin.site.urls),
