@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..conf import get_settings
 from ..models import ApiKey
-from ..models.api_keys import CANCEL, DEFAULT_SCOPES, READ, SEND, SUPPRESSIONS
+from ..models.api_keys import AUDIENCE, CANCEL, DEFAULT_SCOPES, READ, SEND, SUPPRESSIONS, TEMPLATE, URGENT
 from .base import OperatedAdmin
 
 
@@ -23,6 +23,7 @@ def _scopes() -> list[tuple[str, Any]]:
     streams = [(f"{SEND}{stream}", _("send mail of the stream “%s”") % stream) for stream in get_settings().streams]
     return [
         *streams,
+        (URGENT, _("send it before other mail of its stream")),
         (READ, _("look up its client's mail")),
         (CANCEL, _("cancel its client's mail, pause its jobs")),
         (SUPPRESSIONS, _("look up, enter and lift suppressed addresses")),
@@ -44,6 +45,14 @@ class ApiKeyForm(forms.ModelForm):
     scopes = forms.MultipleChoiceField(
         label=_("May"), choices=_scopes, initial=list(DEFAULT_SCOPES), widget=forms.CheckboxSelectMultiple
     )
+    templates = ListField(
+        label=_("May use templates"), required=False, help_text=_("How their names begin, such as shop/. Empty: none.")
+    )
+    audiences = ListField(
+        label=_("May write to audiences"),
+        required=False,
+        help_text=_("Their names. It sees who is in them. Empty: none."),
+    )
     allowed_senders = ListField(
         label=_("May send as"),
         required=False,
@@ -56,6 +65,14 @@ class ApiKeyForm(forms.ModelForm):
     class Meta:
         model = ApiKey
         fields = ("client", "scopes", "allowed_senders", "networks", "rate", "expires_at")
+
+    def clean(self) -> dict[str, Any]:
+        """All scopes together, which are one field of the key."""
+        given: dict[str, Any] = super().clean() or self.cleaned_data
+        if "scopes" in given:
+            given["scopes"] += [f"{TEMPLATE}{beginning}" for beginning in given.get("templates", [])]
+            given["scopes"] += [f"{AUDIENCE}{name}" for name in given.get("audiences", [])]
+        return given
 
 
 @admin.register(ApiKey)
@@ -70,10 +87,10 @@ class ApiKeyAdmin(OperatedAdmin):
     readonly_fields = ("beginning", "state", "last_used_at", "created_at", "created_by")
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        fields = [*ApiKeyForm.Meta.fields]
-        return [
-            (None, {"fields": fields if obj is None else ["beginning", "state", *fields, *self.readonly_fields[2:]]})
-        ]
+        client, scopes, *further = ApiKeyForm.Meta.fields
+        if obj is None:
+            return [(None, {"fields": [client, scopes, "templates", "audiences", *further]})]
+        return [(None, {"fields": ["beginning", "state", client, scopes, *further, *self.readonly_fields[2:]]})]
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return request.user.has_perm("mailengine.add_apikey")

@@ -70,3 +70,11 @@ def test_nobody_changes_a_key(admin_client):
     admin_client.post(reverse("admin:mailengine_apikey_change", args=[key.pk]), {**ENTRY, "client": "eve"})
 
     assert ApiKey.objects.get().client == "shop"
+
+
+def test_templates_and_audiences_are_scopes(admin_client):
+    admin_client.post(
+        reverse(ADD), {**ENTRY, "scopes": ["urgent"], "templates": "shop/, news/", "audiences": "readers"}
+    )
+
+    assert ApiKey.objects.get().scopes == ["urgent", "template:shop/", "template:news/", "audience:readers"]

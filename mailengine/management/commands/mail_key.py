@@ -26,7 +26,11 @@ class Command(MailCommand):
         create = actions.add_parser("create", help="make a key, and show it")
         create.add_argument("client", help="whose it is; all keys of a client see the same mail")
         create.add_argument(
-            "--scope", action="append", metavar="SCOPE", help=f"may be repeated; default: {', '.join(DEFAULT_SCOPES)}"
+            "--scope",
+            action="append",
+            metavar="SCOPE",
+            help="send:STREAM, urgent, read, cancel, suppressions, template:BEGINNING, audience:NAME; may be repeated;"
+            f" default: {', '.join(DEFAULT_SCOPES)}",
         )
         create.add_argument(
             "--sender", action="append", metavar="ADDRESS", help="whom it may send as, or @domain; may be repeated"
