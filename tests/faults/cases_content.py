@@ -18,7 +18,7 @@ from mailengine.errors import InvalidAddress, InvalidMail
 from mailengine.models import Attempt, Content, ContentFile, Message, MessageJob, Suppression
 from tests.hostile import ADDRESSES, FILES, HEADERS, PLAIN, UNSAFE
 
-from .case import POSTGRESQL, Missed, case, not_built
+from .case import POSTGRESQL, Missed, case
 from .jobs import WORDS, addresses
 from .points import KILL
 from .sinks import Pause, Step, to
@@ -292,8 +292,6 @@ def large_files(world: World, random: Random) -> None:
     world.note(f"a worker's memory: {figures}")
     assert max(peaks) < 150, figures
 
-
-not_built("F-X13b", "26 MB over the limit, at the HTTP API", "The API comes later.")
 
 NAMED = "Hello {{ name }}", "Dear {{ name }}, good morning.", "desk@example.org"
 

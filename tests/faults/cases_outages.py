@@ -13,7 +13,7 @@ import mailengine
 from mailengine.models import Attempt, Message, MessageJob
 
 from ..database_faults import DatabaseProxy, through_a_proxy
-from .case import MARIADB, POSTGRESQL, Missed, case, not_built
+from .case import MARIADB, POSTGRESQL, Missed, case
 from .databases import (
     CRASHES,
     LOUD,
@@ -261,9 +261,6 @@ def cut_at_the_commit(world: World, random: Random) -> None:
             world.acked.append(str(row.pk))
         world.fault_count += proxy.cut_count
     assert world.fault_count == len(world.acked)
-
-
-not_built("F-D04b", "the same at the HTTP API: 503, and once more with the same key", "The API comes later.")
 
 
 def queue_big_job(world: World) -> MessageJob:
