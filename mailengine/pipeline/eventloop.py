@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
-from ..backends.smtp import Progress
+from ..backends.dialogue import Progress
 
 logger = logging.getLogger("mailengine.dispatch")
 

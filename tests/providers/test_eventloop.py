@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from mailengine.backends.smtp import Phase, Progress
+from mailengine.backends.dialogue import Phase, Progress
 from mailengine.backends.wire import WireMail
 from mailengine.outcomes import Kind
 from mailengine.pipeline.eventloop import EventLoop
