@@ -385,6 +385,30 @@ def test_a_loop_that_fails_leaves_its_mail_to_threads(settings, teams, in_thread
     assert "the event loop failed" in caplog.text
 
 
+def test_mail_that_arrives_just_after_the_loop_has_failed_gets_a_thread(settings, teams, in_threads, monkeypatch):
+    """It was on its way to a loop that was still at work."""
+
+    def fails(self):
+        raise LookupError("a bug")
+
+    def start_and_fail(self):
+        usual(self)
+        self.join(timeout=WAIT_SECONDS)
+
+    usual = EventLoop._start
+    with ScriptedServer(features=PLAIN) as server:
+        use(settings, server, timeout=WAIT_SECONDS)
+        team = teams()
+        sent(team, a_mail())
+        monkeypatch.setattr(EventLoop, "_turn", fails)
+        monkeypatch.setattr(EventLoop, "_start", start_and_fail)
+        team.send("late", [a_mail()], "relay", until=time.monotonic() + WAIT_SECONDS)
+        arrived = team.collect(wait_seconds=WAIT_SECONDS)
+
+    assert [(ticket, outcome.kind) for ticket, (outcome,) in arrived] == [("late", Kind.ACCEPTED)]
+    assert (len(server.accepted), len(in_threads)) == (2, 2)
+
+
 def test_a_socket_that_can_t_be_watched_is_waited_for_by_a_thread(settings, teams, in_threads, monkeypatch):
     with ScriptedServer(features=PLAIN) as server:
         use(settings, server, timeout=WAIT_SECONDS)
