@@ -163,17 +163,19 @@ CASES = [case for case in CASES if case.values[0] in (*STEPS, "BODY")]
 @pytest.mark.parametrize(("step", "action"), CASES)
 def test_what_comes_of_a_mail_is_the_same_as_in_a_thread(settings, teams, by_loop, quick_goodbye, step, action):
     """And so is what becomes of the connection: a good mail, one like this, a good mail again."""
+    timeout = 0.5 if action is hangs else WAIT_SECONDS
+    seconds = 1 if action is ODD["drips"] else WAIT_SECONDS  # no other lasts until its deadline
 
     def play(is_driven):
         with ScriptedServer(features=PLAIN) as server:
-            use(settings, server)
+            use(settings, server, timeout=timeout)
             team = teams()
             if not is_driven:
                 team._loop.put = lambda task: (_ for _ in ()).throw(OSError("no loop"))
             first = sent(team, a_mail())
             server.at = {step: action}
             mail = a_mail("ann@example.org", "bob@example.org")
-            outcome = sent(team, mail, until=time.monotonic() + 2)
+            outcome = sent(team, mail, until=time.monotonic() + seconds)
             assert (mail in by_loop) is is_driven
             server.at = {}
             last = sent(team, a_mail())
@@ -196,7 +198,7 @@ def test_a_server_that_lets_us_wait_holds_up_nobody_else(settings, teams):
         peer.server.take_body(peer)
 
     with ScriptedServer(features=PLAIN) as server:
-        use(settings, server, timeout=5)
+        use(settings, server, timeout=WAIT_SECONDS)
         team = teams(4)
         for number in range(4):
             team.send(number, [a_mail()], "relay")
@@ -209,6 +211,7 @@ def test_a_server_that_lets_us_wait_holds_up_nobody_else(settings, teams):
             while team.busy_count > 1:
                 tickets = dict(team.collect(wait_seconds=WAIT_SECONDS))
                 assert "slow" not in tickets
+        server.stopped.set()
         slow = collected(team)["slow"]
 
     assert (slow.kind, len(server.accepted)) == (Kind.UNCERTAIN, 54)
