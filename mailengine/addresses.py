@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from django.core.exceptions import ValidationError
@@ -94,6 +94,11 @@ def is_normal(text: str) -> bool:
     False says nothing: addresses that are written otherwise, and some long ones, are for `parse_address` to judge.
     """
     return len(text) <= LONGEST_LOCAL_PART and NORMAL.fullmatch(text) is not None
+
+
+def is_among(key: str, senders: Collection[str]) -> bool:
+    """Whether `senders`, addresses (`ann@example.org`) and domains (`@example.org`), have the address with this key."""
+    return key in senders or f"@{key.rpartition('@')[2]}" in senders
 
 
 def split_addresses(text: str) -> Iterator[tuple[int, str]]:

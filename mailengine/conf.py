@@ -15,7 +15,7 @@ from typing import Any
 
 from django.conf import settings as django_settings
 
-from .addresses import parse_address
+from .addresses import is_among, parse_address
 from .circuit import Policy
 from .errors import InvalidAddress, UnknownProvider, UnknownStream, did_you_mean
 from .rate import Limit, limits_of
@@ -77,8 +77,7 @@ class ProviderPolicy:
 
     def may_send_as(self, address: str) -> bool:
         """Whether it may, by the `key` of an `Address`."""
-        allowed = self.allowed_senders
-        return allowed is None or address in allowed or f"@{address.rpartition('@')[2]}" in allowed
+        return self.allowed_senders is None or is_among(address, self.allowed_senders)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mailengine import addresses
-from mailengine.addresses import Address, parse_address, split_addresses
+from mailengine.addresses import Address, is_among, parse_address, split_addresses
 from mailengine.errors import InvalidAddress
 
 
@@ -167,6 +167,22 @@ def test_a_normal_address_is_its_own_key_and_header(local, domain):
 def test_what_is_written_otherwise_is_not_normal(text):
     assert addresses.is_normal("ann@example.org")
     assert not addresses.is_normal(text)
+
+
+@pytest.mark.parametrize(
+    ("sender", "is_found"),
+    [
+        ("ann@example.org", True),
+        ("@example.org", True),
+        ("bob@example.org", False),
+        ("@ample.org", False),
+        ("@sub.example.org", False),
+        ("example.org", False),
+    ],
+)
+def test_an_address_is_among_senders_by_itself_or_by_its_domain(sender, is_found):
+    """G32, SI7"""
+    assert is_among("ann@example.org", ["zoe@example.com", sender]) is is_found
 
 
 def _verdict(text: str) -> addresses.Address | None:

@@ -9,7 +9,7 @@ from email.utils import parseaddr
 from django.conf import settings
 from django.http import HttpRequest
 
-from ..addresses import parse_address
+from ..addresses import is_among, parse_address
 from ..errors import InvalidAddress
 from ..models import ApiKey
 from ..models.api_keys import SEND
@@ -53,8 +53,7 @@ def may_send_as(key: ApiKey, from_email: str | None) -> bool:
         wanted = parse_address(address).key
     except InvalidAddress:
         return False
-    domain = f"@{wanted.rpartition('@')[2]}"
-    return any(str(allowed).casefold() in {wanted, domain} for allowed in key.allowed_senders)
+    return is_among(wanted, {str(allowed).casefold() for allowed in key.allowed_senders})
 
 
 def spend(key: ApiKey, count: int) -> None:

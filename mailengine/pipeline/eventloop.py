@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
-from ..backends.smtp import Progress
+from ..backends.dialogue import Progress
 
 logger = logging.getLogger("mailengine.dispatch")
 
@@ -46,7 +46,7 @@ class EventLoop(Generic[H]):
     Should it fail itself, all that it drove gets a thread, and it takes no more.
 
     `when_sent` gets those that were sent, `when_stuck` one that needs a thread of its own to go on. Both are called in
-    the thread of the loop, which starts with the first handover.
+    the thread of the loop, which starts with the first handover; once it has failed, `put()` may call `when_stuck` too.
     """
 
     def __init__(self, *, when_sent: Callable[[list[H]], None], when_stuck: Callable[[H], None]) -> None:
@@ -67,6 +67,8 @@ class EventLoop(Generic[H]):
             self._start()
         self._arrived.append(handover)
         self._ring()
+        if self._is_broken:
+            self._pass_on()  # it may have looked for the last time before this one arrived
 
     def close(self) -> None:
         """Let the thread end once it drives nothing any more."""
@@ -104,11 +106,17 @@ class EventLoop(Generic[H]):
         except Exception:
             logger.exception("the event loop failed; mail goes by threads from now on")
             self._is_broken = True
-            for handover in [*self._driven, *self._arrived]:
+            for handover in self._driven:
                 self._when_stuck(handover)
             self._driven.clear()
-            self._arrived.clear()
+            self._pass_on()
         self._release()
+
+    def _pass_on(self) -> None:
+        """What has arrived gets a thread: each once, whoever of the two threads takes it out."""
+        with suppress(IndexError):
+            while True:
+                self._when_stuck(self._arrived.popleft())
 
     def _turn(self) -> None:
         sent: list[H] = []

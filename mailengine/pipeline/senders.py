@@ -22,7 +22,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
-from ..backends.smtp import Progress
+from ..backends.dialogue import Progress
 from ..backends.wire import Mail
 from ..outcomes import Kind, Outcome
 from ..providers.connection import Connection

@@ -14,7 +14,8 @@ from typing import cast
 from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 
-from ..backends.smtp import Phase, Progress, SMTPBackend, phase_of
+from ..backends.dialogue import Phase, Progress, phase_of
+from ..backends.smtp import SMTPBackend
 from ..backends.wire import Mail, WireMail
 from ..compat import mailer_class
 from ..conf import get_settings

@@ -17,7 +17,7 @@ from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 from requests import Response
 
-from ..backends.smtp import Phase, set_phase
+from ..backends.dialogue import Phase, set_phase
 from ..clock import stopped_at
 from ..deadline import current
 from ..errors import did_you_mean

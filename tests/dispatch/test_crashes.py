@@ -44,7 +44,7 @@ STEPS = {
     "after composing": ("mailengine.pipeline.dispatch:Dispatcher._compose_next", "after", "queued", 0),
     "before the commit of Begin": ("mailengine.models.attempts:AttemptQuerySet.begin", "after", "queued", 0),
     "after Begin, before the first byte": ("mailengine.pipeline.senders:Team.send", "before", "uncertain", 0),
-    "before the final dot": ("mailengine.backends.smtp:_Dialogue._send_body", "before", "uncertain", 0),
+    "before the final dot": ("mailengine.backends.dialogue:Dialogue._send_body", "before", "uncertain", 0),
     "after the 250, before End": ("mailengine.models.attempts:AttemptQuerySet.end_many", "before", "uncertain", 1),
     "in the transaction of End": ("mailengine.models.messages:MessageQuerySet.settle_sent", "after", "uncertain", 1),
 }

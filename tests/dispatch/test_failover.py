@@ -360,7 +360,7 @@ def test_a_run_waits_for_a_provider_that_asks_for_a_moment(configure, handed_ove
     def now_and_then(alias, email):
         asked.append(alias)
         is_limit = alias == "relay" and asked.count("relay") % 2 == 0
-        return Outcome(Kind.THROTTLED, retry_after_seconds=2.5) if is_limit else Outcome(Kind.ACCEPTED)
+        return Outcome(Kind.THROTTLED, retry_after_seconds=1.5) if is_limit else Outcome(Kind.ACCEPTED)
 
     def queue_bulk(report):
         if len(asked) == 2 and not Message.objects.filter(stream="bulk").exists():

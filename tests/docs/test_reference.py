@@ -14,7 +14,7 @@ from requests import Response
 
 import mailengine
 from mailengine import errors, models
-from mailengine.backends.smtp import Phase, set_phase
+from mailengine.backends.dialogue import Phase, set_phase
 from mailengine.conf import _API, _PROVIDER, _STREAM, _TOP, NUMBERS, ApiPolicy, ProviderPolicy, Settings, StreamPolicy
 from mailengine.models import Message, MessageJob
 from mailengine.outcomes import Kind

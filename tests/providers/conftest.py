@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from mailengine.backends import smtp
+from mailengine.backends import dialogue
 
 from .scripted import ScriptedServer, make_certificate
 
@@ -20,7 +20,7 @@ def pipelining(request, monkeypatch):
 @pytest.fixture
 def quick_goodbye(monkeypatch):
     """Who says nothing when a dialogue is over is not waited for as long as usual."""
-    monkeypatch.setattr(smtp, "GOODBYE_SECONDS", 0.3)
+    monkeypatch.setattr(dialogue, "GOODBYE_SECONDS", 0.3)
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from requests import exceptions as http
 from urllib3 import exceptions as urllib3
 
-from mailengine.backends.smtp import Phase, set_phase
+from mailengine.backends.dialogue import Phase, set_phase
 from mailengine.outcomes import Kind, Outcome
 from mailengine.providers.classify import outcome_of_error, outcome_of_return, retry_after_seconds
 from mailengine.providers.classify.http import NOT_TO_ALL

@@ -117,7 +117,7 @@ def test_a_421_on_a_new_connection_is_the_servers_fault_at_each_phase(settings, 
     assert (outcome.kind, outcome.code[:3]) == (Kind.UNAVAILABLE, "421")
 
 
-@pytest.mark.usefixtures("pipelining")
+@pytest.mark.usefixtures("pipelining", "quick_goodbye")
 @pytest.mark.parametrize("left_over", ["421 4.3.2 Going down", "250 " + "x" * 20_000, "what?", closes, resets])
 def test_what_a_server_says_after_its_yes_hurts_neither_this_mail_nor_the_next(settings, left_over):
     """F-S15, F-S16"""

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from mailengine.backends.smtp import Phase, Progress
+from mailengine.backends.dialogue import Phase, Progress
 from mailengine.backends.wire import WireMail
 from mailengine.outcomes import Kind
 from mailengine.pipeline.eventloop import EventLoop
@@ -163,17 +163,19 @@ CASES = [case for case in CASES if case.values[0] in (*STEPS, "BODY")]
 @pytest.mark.parametrize(("step", "action"), CASES)
 def test_what_comes_of_a_mail_is_the_same_as_in_a_thread(settings, teams, by_loop, quick_goodbye, step, action):
     """And so is what becomes of the connection: a good mail, one like this, a good mail again."""
+    timeout = 0.5 if action is hangs else WAIT_SECONDS
+    seconds = 1 if action is ODD["drips"] else WAIT_SECONDS  # no other lasts until its deadline
 
     def play(is_driven):
         with ScriptedServer(features=PLAIN) as server:
-            use(settings, server)
+            use(settings, server, timeout=timeout)
             team = teams()
             if not is_driven:
                 team._loop.put = lambda task: (_ for _ in ()).throw(OSError("no loop"))
             first = sent(team, a_mail())
             server.at = {step: action}
             mail = a_mail("ann@example.org", "bob@example.org")
-            outcome = sent(team, mail, until=time.monotonic() + 2)
+            outcome = sent(team, mail, until=time.monotonic() + seconds)
             assert (mail in by_loop) is is_driven
             server.at = {}
             last = sent(team, a_mail())
@@ -196,7 +198,7 @@ def test_a_server_that_lets_us_wait_holds_up_nobody_else(settings, teams):
         peer.server.take_body(peer)
 
     with ScriptedServer(features=PLAIN) as server:
-        use(settings, server, timeout=5)
+        use(settings, server, timeout=WAIT_SECONDS)
         team = teams(4)
         for number in range(4):
             team.send(number, [a_mail()], "relay")
@@ -209,6 +211,7 @@ def test_a_server_that_lets_us_wait_holds_up_nobody_else(settings, teams):
             while team.busy_count > 1:
                 tickets = dict(team.collect(wait_seconds=WAIT_SECONDS))
                 assert "slow" not in tickets
+        server.stopped.set()
         slow = collected(team)["slow"]
 
     assert (slow.kind, len(server.accepted)) == (Kind.UNCERTAIN, 54)
@@ -383,6 +386,30 @@ def test_a_loop_that_fails_leaves_its_mail_to_threads(settings, teams, in_thread
     assert [outcome.kind for outcome in outcomes] == [Kind.ACCEPTED] * 3
     assert (len(server.accepted), len(in_threads)) == (4, 4)
     assert "the event loop failed" in caplog.text
+
+
+def test_mail_that_arrives_just_after_the_loop_has_failed_gets_a_thread(settings, teams, in_threads, monkeypatch):
+    """It was on its way to a loop that was still at work."""
+
+    def fails(self):
+        raise LookupError("a bug")
+
+    def start_and_fail(self):
+        usual(self)
+        self.join(timeout=WAIT_SECONDS)
+
+    usual = EventLoop._start
+    with ScriptedServer(features=PLAIN) as server:
+        use(settings, server, timeout=WAIT_SECONDS)
+        team = teams()
+        sent(team, a_mail())
+        monkeypatch.setattr(EventLoop, "_turn", fails)
+        monkeypatch.setattr(EventLoop, "_start", start_and_fail)
+        team.send("late", [a_mail()], "relay", until=time.monotonic() + WAIT_SECONDS)
+        arrived = team.collect(wait_seconds=WAIT_SECONDS)
+
+    assert [(ticket, outcome.kind) for ticket, (outcome,) in arrived] == [("late", Kind.ACCEPTED)]
+    assert (len(server.accepted), len(in_threads)) == (2, 2)
 
 
 def test_a_socket_that_can_t_be_watched_is_waited_for_by_a_thread(settings, teams, in_threads, monkeypatch):

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as configured
 from hypothesis import strategies as st
 
-from mailengine.backends import smtp
+from mailengine.backends import dialogue, smtp
 from mailengine.backends.wire import WireMail
 from mailengine.outcomes import Kind
 from mailengine.providers.connection import Connection
@@ -230,7 +230,7 @@ def test_the_last_line_ends_before_the_dot(connected, has_dots, end):
 @pytest.mark.parametrize("act", [hangs, resets])
 def test_of_a_write_that_ends_in_the_dot_the_dot_is_the_last_to_go(connected, monkeypatch, act):
     """As long as any of it is with us no server has it all."""
-    monkeypatch.setattr(smtp, "SMALL", 1 << 30)
+    monkeypatch.setattr(dialogue, "SMALL", 1 << 30)
     mail = a_mail(*[b"x" * 70 + b"\r\n"] * 400_000, has_dots=False)
     with ScriptedServer({"BODY": lambda peer: [peer.read(10_000), act(peer)][1]}) as server:
         outcome = connected(server).hand_over(mail)

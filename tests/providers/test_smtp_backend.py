@@ -16,7 +16,8 @@ import pytest
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.utils.translation import gettext_lazy
 
-from mailengine.backends.smtp import Phase, SMTPBackend, phase_of
+from mailengine.backends.dialogue import Phase, phase_of
+from mailengine.backends.smtp import SMTPBackend
 from mailengine.backends.wire import render
 from mailengine.compat import get_mailer
 from mailengine.deadline import Deadline
@@ -401,7 +402,8 @@ from django.core.mail import EmailMessage
 import django
 settings.configure(MAILENGINE={"SEND_DEADLINE_SECONDS": 0.5}, DEFAULT_CHARSET="utf-8")
 django.setup()
-from mailengine.backends.smtp import SMTPBackend, phase_of
+from mailengine.backends.dialogue import phase_of
+from mailengine.backends.smtp import SMTPBackend
 try:
     SMTPBackend(host="127.0.0.1", port=int(sys.argv[1]), timeout=30).send_messages(
         [EmailMessage("Hello", "Hello.", "news@example.org", ["ann@example.org"])]

@@ -15,7 +15,7 @@ from typing import Any
 from anymail.exceptions import AnymailError
 from django.core.exceptions import ImproperlyConfigured
 
-from ...backends.smtp import Phase, phase_of
+from ...backends.dialogue import Phase, phase_of
 from ...backends.wire import Mail
 from ...outcomes import Kind, Outcome
 from .errors import is_of

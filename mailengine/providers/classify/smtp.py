@@ -8,7 +8,7 @@ import re
 import smtplib
 from dataclasses import replace
 
-from ...backends.smtp import Phase, phase_of
+from ...backends.dialogue import Phase, phase_of
 from ...outcomes import Kind, Outcome
 from .errors import OUR_HOST, causes_of, number_in
 from .kinds import (

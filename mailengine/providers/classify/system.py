@@ -10,7 +10,7 @@ import ssl
 from dataclasses import replace
 from traceback import walk_tb
 
-from ...backends.smtp import Phase, phase_of
+from ...backends.dialogue import Phase, phase_of
 from ...outcomes import Outcome
 from .errors import OUR_HOST, causes_of, is_of, number_in, text_of, was_in
 from .kinds import (
