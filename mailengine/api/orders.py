@@ -23,7 +23,7 @@ from ..clock import db_now, read_now
 from ..conf import get_settings
 from ..errors import InvalidAddress, InvalidMail, MailengineError
 from ..models import ApiKey, Message, Priority
-from ..models.api_keys import URGENT
+from ..models.api_keys import AUDIENCE, URGENT
 from ..pipeline.draft import draft_of
 from ..pipeline.enqueue import JobOrder, Order, email_of, job_order_of, order_of, place_all, terms_of
 from ..pipeline.files import BINARY, checked_filename, checked_mimetype
@@ -96,6 +96,8 @@ def order_from(key: ApiKey, item: MessageIn, uploads: Sequence[Upload] = ()) -> 
 
 def job_from(key: ApiKey, item: JobIn, uploads: Sequence[Upload] = ()) -> JobOrder:
     """The job that a client asks for. Raises `Refusal`, by field."""
+    if item.audience is not None:  # before anything is said about it: names of others are not this client's affair
+        check_scope(key, f"{AUDIENCE}{item.audience}")
     wrong, limits = _wrong_words(key, item, uploads), get_settings().api
     if (item.recipients is None) == (item.audience is None):
         wrong["recipients"] = "or audience: give one of the two"

@@ -126,7 +126,8 @@ class JobIn(WordsIn):
     """One mail to each of many: to `recipients`, or to an audience that the site knows by name."""
 
     recipients: list[Recipient] | None = Field(None, examples=[["ann@example.org"]])
-    audience: str | None = None
+    # A list of addresses would be no name: queue_job() takes either, and here each is counted otherwise.
+    audience: str | None = Field(None, pattern=r"^[^@,;\s]+$", max_length=100)
     stream: str = "bulk"
 
 
