@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
+from django.core.exceptions import SuspiciousOperation
 from django.db import Error as DatabaseFault
-from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotAllowed, JsonResponse
+from django.urls import URLPattern, URLResolver
+from django.views.decorators.csrf import csrf_exempt
 from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
 from ninja.openapi.schema import OpenAPISchema
@@ -99,9 +103,17 @@ class Api(NinjaAPI):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(parser=_Parser(), **options)
-        for kind in (Refusal, ValidationError, HttpError, Http404, DatabaseFault, InvalidMail, UnknownName,
-                     UnknownTemplate, IdempotencyConflict, RequestUnderWay, Exception):  # fmt: skip
+        for kind in (Refusal, ValidationError, HttpError, Http404, SuspiciousOperation, DatabaseFault, InvalidMail,
+                     UnknownName, UnknownTemplate, IdempotencyConflict, RequestUnderWay, Exception):  # fmt: skip
             self.add_exception_handler(kind, _answer)
+
+    @property
+    def urls(self) -> tuple[list[URLResolver | URLPattern], str, str]:
+        patterns, app, namespace = super().urls
+        for pattern in patterns:
+            if isinstance(pattern, URLPattern):
+                pattern.callback = _with_problems(pattern.callback)
+        return patterns, app, namespace
 
     def get_openapi_schema(self, *args: Any, **kwargs: Any) -> OpenAPISchema:
         """ninja's document, with what it can't know: the header of each POST, and the media type of problems."""
@@ -115,6 +127,28 @@ class Api(NinjaAPI):
                     if content.get("application/json", {}).get("schema", {}).get("$ref", "").endswith("/Problem"):
                         content[PROBLEM.content_type] = content.pop("application/json")
         return schema
+
+
+@csrf_exempt
+def unknown(request: HttpRequest) -> HttpResponse:
+    """What is answered where nothing is."""
+    return _answer(request, Refusal(404, "Not found."))
+
+
+def _with_problems(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """This view, with a problem for a method that it doesn't know: ninja says that in words of its own."""
+
+    @wraps(view)
+    def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        response = view(request, *args, **kwargs)
+        if not isinstance(response, HttpResponseNotAllowed):
+            return response
+        allowed = ", ".join(sorted(response["Allow"].split(", ")))
+        problem = _answer(request, Refusal(405, f"This path knows {allowed}."))
+        problem["Allow"] = allowed
+        return problem
+
+    return answer
 
 
 def _answer(request: HttpRequest, error: Exception | type[Exception]) -> HttpResponse:
@@ -133,6 +167,8 @@ def _refusal_of(error: object) -> Refusal:
             return Refusal(422, "The request has fields that are wrong.", fields=fields)
         case Http404():
             return Refusal(404, "Not found.")
+        case SuspiciousOperation():
+            return Refusal(400, "The request has too many parameters, or holds what no client of ours sends.")
         case HttpError():
             return Refusal(error.status_code, str(error))
         case DatabaseFault():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from django.urls import path
+from django.urls import path, re_path
 
 from . import documented, jobs, messages, suppressions
-from .door import Api
+from .door import Api, unknown
 
 api = Api(
     title="mailengine",
@@ -20,4 +20,4 @@ api.add_router("/api/v1/messages", messages.router)
 api.add_router("/api/v1/jobs", jobs.router)
 api.add_router("/api/v1/suppressions", suppressions.router)
 
-urlpatterns = [path("", api.urls)]
+urlpatterns = [path("", api.urls), re_path(r"^api/v1(?:/[\s\S]*)?$", unknown)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from django.test import Client
 
 from mailengine.models import MessageJob
 
@@ -35,3 +36,37 @@ class TestAudiences:
         key = caller(scopes=["send:bulk", "audience:gone"])
 
         assert list(errors_of(key.post(JOBS, a_job(recipients=..., audience="gone")))) == ["#/audience"]
+
+
+class TestWhereNothingIs:
+    @pytest.mark.parametrize(
+        "path", ["", "/", "/nothing", "/messages/", "/messages/7/cancel/", "/jobs/7/8/9", "/mess%0aages", "/%00"]
+    )
+    @pytest.mark.parametrize("method", ["get", "post", "delete", "options"])
+    def test_a_path_that_is_none(self, shop, path, method):
+        response = getattr(Client(enforce_csrf_checks=True), method)(f"/api/v1{path}", headers=shop.headers)
+
+        assert problem_of(response, 404)["detail"] == "Not found."
+
+    @pytest.mark.parametrize("method", ["put", "patch", "options", "trace", "head"])
+    def test_a_method_that_is_none(self, shop, method):
+        """SI10: no preflight of another site's page is let through either."""
+        headers = {**shop.headers, "Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+        response = getattr(shop.browser, method)("/api/v1/messages", headers=headers)
+
+        assert (response.status_code, response["Content-Type"]) == (405, "application/problem+json")
+        assert response["Allow"] == "GET, POST"
+        assert not [name for name in response.headers if name.startswith("Access-Control-")]
+
+    def test_a_method_in_a_header_is_none(self, shop):
+        response = shop.get(
+            "/api/v1/suppressions", {"address": "a@example.org"}, **{"X-HTTP-Method-Override": "DELETE"}
+        )
+
+        assert response.json() == {"items": [], "next": None}
+
+
+def test_the_session_of_an_admin_is_no_key(admin_client):
+    """SI10"""
+    assert problem_of(admin_client.get("/api/v1/messages"), 401)
+    assert problem_of(admin_client.post(JOBS, a_job(), content_type="application/json"), 401)
