@@ -25,7 +25,7 @@ from .once import once
 from .orders import id_of, order_from, queue
 from .paging import Paging, page_of
 from .refusals import PROBLEM, QUERY, Refusal
-from .schemas import REFUSALS, Instant, MessageIn, MessageInFullOut, MessageOut, PageOut, QueuedOut
+from .schemas import REFUSALS, Instant, MessageIn, MessageInFullOut, MessageOut, PageOut, QueuedOut, StreamFilter
 
 router = Router(tags=["messages"])
 READING = BearerKey(shape=PROBLEM)
@@ -62,7 +62,7 @@ class Filters(Paging):
     """Which messages; all of these together."""
 
     status: Literal[tuple(Message.Status.values)] | None = None  # type: ignore[valid-type]
-    stream: str | None = None
+    stream: StreamFilter | None = None
     job: UUID | None = None
     recipient: str | None = Field(None, description="The first To, or the address of a job's message")
     queued_from: Instant | None = None

@@ -22,6 +22,7 @@ from ..addresses import parse_address
 from ..clock import db_now, read_now
 from ..conf import get_settings
 from ..errors import InvalidAddress, InvalidMail, MailengineError
+from ..headers import UNSAFE_IN_NAMES
 from ..models import ApiKey, Message, Priority
 from ..models.api_keys import AUDIENCE, URGENT
 from ..pipeline.draft import draft_of
@@ -49,6 +50,7 @@ _FORBIDDEN_HEADERS = re.compile(
 _NAMES = {"message": "text", "html_message": "html", "from_email": "from"}
 """Arguments of `queue_mail()` that the API calls otherwise."""
 INLINE = "inline"
+_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 W = TypeVar("W", bound=WordsIn)
 
@@ -136,6 +138,8 @@ def with_name(address: str, name: str | None) -> str:
         return address
     if "@" in name:  # programs that read mail show the name, and hide the address
         raise InvalidAddress("a name can't hold an address")
+    if UNSAFE_IN_NAMES.search(name):
+        raise InvalidAddress("a name can't hold a line break, a control character or one that reverses text")
     text = formataddr((name, address), "utf-8")
     parse_address(text)
     return text
@@ -295,7 +299,6 @@ def _check_urgent(key: ApiKey, orders: Sequence[Order]) -> None:
 
 def id_of(text: str) -> UUID:
     """The id in a path. Raises `Refusal`, 404: what is none belongs to nobody."""
-    try:
-        return UUID(text)
-    except ValueError:
-        raise Refusal(404, "Not found.") from None
+    if not _ID.fullmatch(text):  # UUID() takes braces, underscores and more, each another path
+        raise Refusal(404, "Not found.")
+    return UUID(text)

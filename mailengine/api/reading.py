@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from io import BytesIO
@@ -83,7 +84,9 @@ def _kind_of(request: HttpRequest) -> str:
 
 def _json_of(body: bytes) -> Any:
     try:
-        document = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
+        document = json.loads(
+            body.decode("utf-8"), object_pairs_hook=_once, parse_float=_float, parse_constant=_no_number
+        )
     except UnicodeDecodeError:
         raise Refusal(400, "The body is not UTF-8.") from None
     except RecursionError:
@@ -110,6 +113,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        _no_number("one with so many digits")
+    return number
 
 
 def _check_depth(document: Any) -> None:

@@ -15,6 +15,7 @@ from ..addresses import parse_address
 from ..errors import InvalidAddress
 from ..models import Message, MessageJob, Priority, Suppression
 from ..models.suppressions import EVERY_STREAM
+from ..pipeline.enqueue import YEARS
 
 T = TypeVar("T")
 
@@ -47,7 +48,7 @@ def _instant(value: Any) -> datetime:
         instant = parse_datetime(value) if isinstance(value, str) else None
     except ValueError:
         instant = None
-    if instant is None or is_naive(instant):
+    if instant is None or is_naive(instant) or instant.year not in YEARS:
         raise ValueError("is no time with an offset, such as 2030-01-31T09:00:00+01:00")
     return instant
 
@@ -68,6 +69,10 @@ PriorityIn = Annotated[
     ),
     Field(ge=0, le=100),
 ]
+
+
+StreamFilter = Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")]
+"""The name of a stream that may be known no more; what no database can look for is none."""
 
 
 class FileIn(Known):

@@ -21,7 +21,7 @@ from .messages import READING
 from .once import once
 from .paging import Paging, page_of
 from .refusals import PROBLEM, QUERY, Refusal
-from .schemas import REFUSALS, LiftedOut, PageOut, SuppressionIn, SuppressionOut
+from .schemas import REFUSALS, LiftedOut, PageOut, StreamFilter, SuppressionIn, SuppressionOut
 
 router = Router(tags=["suppressions"])
 WRITING = BearerKey(shape=PROBLEM, limit="body_bytes")
@@ -29,12 +29,12 @@ WRITING = BearerKey(shape=PROBLEM, limit="body_bytes")
 
 class Filters(Paging):
     address: str | None = None
-    stream: str | None = None
+    stream: StreamFilter | None = None
 
 
 class Entry(Schema):
     address: str
-    stream: str = EVERY_STREAM
+    stream: StreamFilter = EVERY_STREAM
 
 
 @router.get("", auth=READING, response={200: PageOut[SuppressionOut], **REFUSALS}, summary="Look suppressions up")

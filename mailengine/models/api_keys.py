@@ -33,7 +33,7 @@ SEEN_SECONDS = 60
 """The last use is noted by the minute, so that not each request writes."""
 
 _CLIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,49}")
-_SECRET = re.compile(r"me_([a-z2-7]{8})_([A-Za-z0-9_-]{43})")
+SECRET = re.compile(r"me_([a-z2-7]{8})_([A-Za-z0-9_-]{43})")
 
 
 class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
@@ -51,7 +51,7 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
     def authenticate(self, secret: str, *, address: str) -> ApiKey | None:
         """The key that this is the secret of, if it may be used from this IP address now; its use is entered."""
         # One that may not be used is not even found: a revoked key takes as long as one that never was.
-        found, digest = _SECRET.fullmatch(secret), _digest(secret)
+        found, digest = SECRET.fullmatch(secret), _digest(secret)
         key = self.valid().filter(prefix=found[1] if found else "", digest=digest).annotate(now=db_now()).first()
         if key is None or not hmac.compare_digest(digest, key.digest) or not key.may_come_from(address):
             return None

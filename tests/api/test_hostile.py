@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from django.test import Client
 
 from mailengine.models import MessageJob
 
 from .conftest import errors_of, problem_of
+from .test_messages import a_message
 
 JOBS = "/api/v1/jobs"
 
@@ -70,3 +73,54 @@ def test_the_session_of_an_admin_is_no_key(admin_client):
     """SI10"""
     assert problem_of(admin_client.get("/api/v1/messages"), 401)
     assert problem_of(admin_client.post(JOBS, a_job(), content_type="application/json"), 401)
+
+
+def test_a_key_in_the_address_is_refused_whatever_it_is_called(shop):
+    """SI3"""
+    assert problem_of(shop.get("/api/v1/messages", {"q": [shop.secret, ""]}), 400)
+
+
+class TestStrangeValues:
+    def test_a_thousand_parameters(self, shop):
+        query = "&".join(f"p{n}=1" for n in range(1_100))
+
+        assert problem_of(shop.get(f"/api/v1/messages?{query}"), 400)
+        assert problem_of(shop.browser.get(f"/api/v1/messages?{query}"), 400)
+
+    @pytest.mark.parametrize("when", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", "1969-01-01T00:00:00Z"])
+    @pytest.mark.parametrize("name", ["queued_from", "queued_until"])
+    def test_times_that_no_database_knows(self, shop, name, when):
+        assert list(errors_of(shop.get("/api/v1/messages", {name: when}))) == [name]
+
+    @pytest.mark.parametrize("path", ["messages", "suppressions"])
+    @pytest.mark.parametrize("stream", ["a\0b", "x" * 65])
+    def test_streams_that_no_database_knows(self, shop, path, stream):
+        assert list(errors_of(shop.get(f"/api/v1/{path}", {"stream": stream}))) == ["stream"]
+        if path == "suppressions":
+            query = {"address": "ann@example.net", "stream": stream}
+            assert list(errors_of(shop.delete("/api/v1/suppressions", query))) == ["stream"]
+
+    @pytest.mark.parametrize("name", ["a\ud800b", "a\0b", "a\r\nBcc: x@example.org", "a\u202eb", "a\u2028b"])
+    def test_names_that_no_mail_can_hold(self, shop, name):
+        person = {"email": "shop@example.org", "name": name}
+        mail = {"from": person, "to": [person], "subject": "", "content": [{"type": "text/plain", "value": "Hello"}]}
+        email = {"fromEmail": "shop@example.org", "toEmail": "a@example.net", "body": "Hello", "toName": name}
+
+        assert list(errors_of(shop.post("/api/v1/messages", a_message(to=[person])))) == ["#/to/0/name"]
+        assert list(errors_of(shop.post(JOBS, a_job(**{"from": person})))) == ["#/from/name"]
+        assert list(shop.post("/mail", [mail]).json()["errors"]) == ["name"]
+        assert list(shop.post("/email/send", {"email": email}).json()["errors"]) == ["toName"]
+
+    @pytest.mark.parametrize("number", ["1e400", "-1e400", "[1e400]", "NaN", "Infinity"])
+    def test_numbers_that_are_none(self, shop, number):
+        body = json.dumps(a_message())[:-1] + f', "context": {{"a": {number}}}}}'
+
+        assert problem_of(shop.post("/api/v1/messages", body), 400)
+
+    @pytest.mark.parametrize("form", ["{%s}", "urn:uuid:%s", "%s%%0a", "%s%%20", "{%s", "%%00%s"])
+    def test_an_id_is_written_in_one_way(self, shop, form):
+        message = shop.post("/api/v1/messages", a_message()).json()["id"]
+
+        assert shop.get(f"/api/v1/messages/{message.upper()}").status_code == 200
+        assert problem_of(shop.get("/api/v1/messages/" + form % message), 404)
+        assert problem_of(shop.get("/api/v1/messages/" + message.replace("-", "")), 404)
