@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from django.core.management import call_command
 from django.test import Client
 
 from mailengine.models import MessageJob
@@ -124,3 +125,37 @@ class TestStrangeValues:
         assert shop.get(f"/api/v1/messages/{message.upper()}").status_code == 200
         assert problem_of(shop.get("/api/v1/messages/" + form % message), 404)
         assert problem_of(shop.get("/api/v1/messages/" + message.replace("-", "")), 404)
+
+
+class TestTemplates:
+    @pytest.fixture
+    def templates(self, settings, tmp_path):
+        (tmp_path / "reset.txt").write_text("{% url 'password_reset_confirm' uidb64=uid token=token %}")
+        (tmp_path / "names.txt").write_text("{{ name }}")
+        settings.TEMPLATES = [{**settings.TEMPLATES[0], "DIRS": [tmp_path]}]
+
+    @pytest.mark.parametrize("context", [{}, {"uid": "/", "token": "/"}])
+    def test_one_that_fails_by_its_context(self, shop, templates, context):
+        """What fails may tell of URLs, paths, values: the client hears that it failed."""
+        body = {"subject": "Reset", "text": ..., "template": "reset", "context": context}
+
+        told = errors_of(shop.post("/api/v1/messages", a_message(**body)))
+        assert list(told) == ["#/template"]
+        assert "reset/" not in told["#/template"]
+        assert list(errors_of(shop.post(JOBS, a_job(**body)))) == ["#/template"]
+        assert set(errors_of(shop.post(JOBS, a_job(**body, tags=["a\nb"])))) == {"#/tags", "#/template"}
+
+    @pytest.mark.parametrize("name", ["{{ settings.SECRET_KEY }}", "{% include 'reset.txt' %}", "{% debug %}"])
+    def test_what_comes_as_data_is_no_template(self, shop, templates, provider, name):
+        shop.post("/api/v1/messages", a_message(text=..., template="names", context={"name": name}))
+        shop.post(JOBS, a_job(text="{{ name }}", recipients=[{"email": "ann@example.net", "data": {"name": name}}]))
+        call_command("process_mail_jobs", verbosity=0)
+        call_command("send_mail", verbosity=0)
+
+        assert [email.body.strip() for email in provider.accepted] == [name, name]
+
+    @pytest.mark.parametrize(
+        "name", ["../../../../../../etc/passwd", "/etc/passwd", "a\0b", "x" * 5_000, "..", "", "a\ud800"]
+    )
+    def test_what_is_outside_is_none(self, shop, name):
+        assert list(errors_of(shop.post("/api/v1/messages", a_message(template=name)))) == ["#/template"]
