@@ -23,7 +23,7 @@ from .access import check_scope, may_send_as
 from .door import BearerKey, caller_of
 from .messages import find_message
 from .once import once
-from .orders import check_address, queue, with_name
+from .orders import check_address, check_subject, octets_of, queue, with_name
 from .refusals import Refusal, Shape
 from .schemas import AddressIn, Known
 
@@ -136,6 +136,7 @@ def send(request: HttpRequest, payload: SendIn) -> Any:
     wrong: dict[str, str] = {}
     for name in ("fromEmail", "toEmail"):
         check_address(name, getattr(email, name), wrong)
+    check_subject("subject", email.subject or "", wrong)
     if not email.body.strip():
         wrong["body"] = "is required"
     if "fromEmail" not in wrong and not may_send_as(key, email.fromEmail):
@@ -211,11 +212,14 @@ def _order_of_mail(key: ApiKey, item: MailIn, place: str, wrong: dict[str, str])
     check_address(f"{place}.from.email", item.from_.email, wrong)
     if f"{place}.from.email" not in wrong and not may_send_as(key, item.from_.email):
         wrong[f"{place}.from.email"] = "is none that this key may send as"
+    check_subject(f"{place}.subject", item.subject, wrong)
     words: dict[str, str] = {}
     for number, part in enumerate(item.content):
         if part.type not in ("text/plain", "text/html") or part.type in words:
             wrong[f"{place}.content.{number}.type"] = "is text/plain or text/html, each at most once"
         words[part.type] = part.value
+    if octets_of(*words.values()) > limits.words_bytes:
+        wrong[f"{place}.content"] = f"has more than {limits.words_bytes:,} bytes"
     if not item.content:
         wrong[f"{place}.content"] = "has no part: give one of text/plain or text/html"
     if len(wrong) > before:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import json
 import re
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ from .access import check_scope, check_stream, may_send_as, spend
 from .backpressure import check_room
 from .reading import Upload
 from .refusals import Refusal
-from .schemas import AddressIn, FileIn, JobIn, MessageIn, WordsIn
+from .schemas import CONTENT_ID, AddressIn, FileIn, JobIn, MessageIn, WordsIn
 
 LONGEST_SUBJECT = 998
 """Octets, as it is encoded: RFC 5322, section 2.1.1."""
@@ -132,6 +133,17 @@ def check_address(name: str, text: str, wrong: dict[str, str]) -> None:
             wrong[name] = "is not a valid email"
 
 
+def check_subject(name: str, text: str, wrong: dict[str, str]) -> None:
+    """Enter it where no header can hold a subject as long as this."""
+    # No encoding makes it shorter, and that of a very long one takes seconds.
+    if len(text) > LONGEST_SUBJECT or (len(text) > MAY_BE_LONG and len(Header(text).encode()) > LONGEST_SUBJECT):
+        wrong[name] = f"has more than {LONGEST_SUBJECT} octets as it is encoded"
+
+
+def octets_of(*words: str) -> int:
+    return sum(len(text.encode("utf-8", "surrogatepass")) for text in words)
+
+
 def with_name(address: str, name: str | None) -> str:
     """`"Name" <address>`; an address alone where no name is given. Raises `InvalidAddress` for what is no name."""
     if not name or not name.strip():
@@ -152,13 +164,14 @@ def _wrong_words(key: ApiKey, item: WordsIn, uploads: Sequence[Upload]) -> dict[
     """What a client may not say, or not so much of it."""
     wrong: dict[str, str] = {}
     limits = get_settings().api
-    size = sum(len(words.encode("utf-8", "surrogatepass")) for words in (item.subject, item.text, item.html))
-    if size > limits.words_bytes:
+    further = json.dumps([item.headers, item.context, item.metadata, item.tags], ensure_ascii=False)
+    if (size := octets_of(item.subject, item.text, item.html, further)) > limits.words_bytes:
         raise Refusal(413, f"The words of a mail have {limits.words_bytes:,} bytes at most, and these {size:,}.")
     if not may_send_as(key, item.from_.email if item.from_ else None):
         wrong["from"] = "is none that this key may send as"
-    if len(item.subject) > MAY_BE_LONG and len(Header(item.subject).encode()) > LONGEST_SUBJECT:
-        wrong["subject"] = f"has more than {LONGEST_SUBJECT} octets as it is encoded"
+    check_subject("subject", item.subject, wrong)
+    if len(item.reply_to) > limits.to:
+        wrong["reply_to"] = f"holds {limits.to} addresses at most, and this {len(item.reply_to)}"
     if len(item.headers) > limits.headers:
         wrong["headers"] = f"holds {limits.headers} at most, and this {len(item.headers)}"
     for name in item.headers:
@@ -235,6 +248,9 @@ def _uploaded(uploads: Sequence[Upload], wrong: dict[str, str]) -> list[Any]:
             wrong[""] = f"The form has a file called {upload.field!r:.80}. Call it attachment, or inline."
             continue
         content_id = upload.filename if upload.field == INLINE else None
+        if content_id is not None and not re.fullmatch(CONTENT_ID, content_id):
+            wrong[""] = f"The inline file {content_id!r:.80} is shown by its name as its content id: {CONTENT_ID[1:-1]}"
+            continue
         try:
             found.append(_file(upload.filename, upload.data, upload.mimetype, content_id=content_id))
         except InvalidMail as error:
@@ -246,7 +262,9 @@ def _file(filename: str, data: bytes, mimetype: str | None, *, content_id: str |
     """A file as Django's EmailMessage takes it: (name, bytes, type), or an inline part."""
     if content_id is None:
         return filename, data, mimetype
-    kind = checked_mimetype(mimetype or BINARY).partition(";")[0]
+    kind = checked_mimetype(mimetype or BINARY).partition(";")[0].strip()
+    if kind.lower().startswith(("message/", "multipart/")):
+        raise InvalidMail(f"an inline file has the type {kind!r}. Give that of an image.")
     part = MIMEBase(*kind.split("/", 1))
     part.set_payload(data)
     encoders.encode_base64(part)

@@ -19,6 +19,8 @@ from ..pipeline.enqueue import YEARS
 
 T = TypeVar("T")
 
+CONTENT_ID = "^[A-Za-z0-9._+@-]{1,128}$"
+
 PRIORITIES = {name.lower(): int(Priority[name]) for name in Priority.names}
 
 
@@ -81,7 +83,7 @@ class FileIn(Known):
     filename: str = Field(examples=["invoice.pdf"])
     content: str = Field(description="Base64", json_schema_extra={"contentEncoding": "base64"})
     type: str | None = Field(None, examples=["application/pdf"], description="null: by the file's name")
-    content_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._+@-]{1,128}$")
+    content_id: str | None = Field(None, pattern=CONTENT_ID)
 
 
 class WordsIn(Known):
@@ -235,7 +237,7 @@ class SuppressionIn(Known):
     address: str = Field(examples=["ann@example.org"])
     stream: str = Field(EVERY_STREAM, description="Empty: mail of every stream")
     reason: Literal["manual", "unsubscribed", "bounced", "complained"] = "manual"
-    detail: str = ""
+    detail: str = Field("", max_length=500)
 
 
 class SuppressionOut(Schema):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import call_command
 from django.test import Client
 
@@ -127,6 +129,53 @@ class TestStrangeValues:
         assert problem_of(shop.get("/api/v1/messages/" + message.replace("-", "")), 404)
 
 
+class TestTooMuch:
+    """SI5"""
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"metadata": {"a": "x" * 1_050_000}},
+            {"context": {"a": "x" * 1_050_000}},
+            {"tags": ["x"] * 300_000},
+            {"headers": {"X-A": "x " * 525_000}},
+            {"text": "ж" * 525_000},
+        ],
+    )
+    def test_of_all_words_together(self, shop, changes):
+        """MariaDB takes 16 MB in a statement, and each list of messages shows their metadata."""
+        assert problem_of(shop.post("/api/v1/messages", a_message(**changes)), 413)
+        assert problem_of(shop.post(JOBS, a_job(**changes)), 413)
+
+    def test_of_addresses_for_answers(self, shop):
+        people = [f"r{n}@example.net" for n in range(101)]
+
+        assert list(errors_of(shop.post("/api/v1/messages", a_message(reply_to=people)))) == ["#/reply_to"]
+
+    @pytest.mark.parametrize("subject", ["x " * 500, "ж " * 300, "x " * 500_000])
+    def test_of_a_subject(self, shop, subject):
+        mail = {"to": [{"email": "a@example.net"}], "from": {"email": "shop@example.org"}, "subject": subject,
+                "content": [{"type": "text/plain", "value": "Hello"}]}  # fmt: skip
+        email = {"fromEmail": "shop@example.org", "toEmail": "a@example.net", "body": "Hello", "subject": subject}
+
+        assert list(errors_of(shop.post("/api/v1/messages", a_message(subject=subject)))) == ["#/subject"]
+        assert list(errors_of(shop.post(JOBS, a_job(subject=subject)))) == ["#/subject"]
+        assert list(shop.post("/mail", [mail]).json()["errors"]) == ["0.subject"]
+        if len(subject) < 100_000:
+            assert list(shop.post("/email/send", {"email": email}).json()["errors"]) == ["subject"]
+
+    def test_of_the_words_of_a_mail(self, shop):
+        mail = {"to": [{"email": "a@example.net"}], "from": {"email": "shop@example.org"}, "subject": "",
+                "content": [{"type": "text/plain", "value": "x" * 1_050_000}]}  # fmt: skip
+
+        assert list(shop.post("/mail", [mail]).json()["errors"]) == ["0.content"]
+
+    def test_about_a_suppression(self, shop):
+        entry = {"address": "ann@example.net", "detail": "x" * 501}
+
+        assert list(errors_of(shop.post("/api/v1/suppressions", entry))) == ["#/detail"]
+
+
 class TestTemplates:
     @pytest.fixture
     def templates(self, settings, tmp_path):
@@ -159,3 +208,40 @@ class TestTemplates:
     )
     def test_what_is_outside_is_none(self, shop, name):
         assert list(errors_of(shop.post("/api/v1/messages", a_message(template=name)))) == ["#/template"]
+
+
+class TestForms:
+    @pytest.mark.parametrize("kind", ["multipart/mixed", "message/rfc822", "message/external-body"])
+    def test_an_inline_image_is_no_mail(self, shop, kind):
+        file = {"filename": "a.eml", "content": "aGk=", "type": kind, "content_id": "a"}
+
+        assert list(errors_of(shop.post("/api/v1/messages", a_message(attachments=[file])))) == ["#/attachments/0"]
+        assert problem_of(shop.post_form("/api/v1/messages", a_form(inline=SimpleUploadedFile("a", b"hi", kind))), 422)
+
+    @pytest.mark.parametrize("name", ["a b.png", "a>b<.png", "ж.png", "x" * 129])
+    def test_an_inline_image_is_called_by_an_id(self, shop, name):
+        form = a_form(inline=SimpleUploadedFile(name, b"hi", "image/png"))
+
+        assert "content id" in problem_of(shop.post_form("/api/v1/messages", form), 422)["detail"]
+
+    def test_a_thousand_files(self, shop):
+        form = a_form(attachment=[SimpleUploadedFile(f"{n}.txt", b"hi", "text/plain") for n in range(1_000)])
+
+        assert "DATA_UPLOAD" not in problem_of(shop.post_form("/api/v1/messages", form), 413)["detail"]
+
+    def test_a_file_is_no_message(self, shop):
+        form = {"message": SimpleUploadedFile("m.json", json.dumps(a_message()).encode(), "application/json")}
+
+        assert problem_of(shop.post_form("/api/v1/messages", form), 422)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "deflate, identity"])
+def test_a_body_comes_as_it_is(shop, coding):
+    """A small one may unpack to a large one."""
+    body = gzip.compress(json.dumps(a_message()).encode())
+
+    assert problem_of(shop.post("/api/v1/messages", body, **{"Content-Encoding": coding}), 415)
+
+
+def a_form(**files):
+    return {"message": json.dumps(a_message(html="<p>Hello")), **files}
