@@ -6,17 +6,18 @@ import binascii
 import json
 import re
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
 from email import encoders
 from email.header import Header
 from email.mime.base import MIMEBase
 from email.utils import formataddr
+from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
 
 from django.db import router
-from django.db.models import Count, Min
 from django.template import TemplateSyntaxError
 
 from ..addresses import parse_address
@@ -51,6 +52,7 @@ _FORBIDDEN_HEADERS = re.compile(
 _NAMES = {"message": "text", "html_message": "html", "from_email": "from"}
 """Arguments of `queue_mail()` that the API calls otherwise."""
 INLINE = "inline"
+ADDRESSES_AT_ONCE = 1_000
 _ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 W = TypeVar("W", bound=WordsIn)
@@ -298,21 +300,33 @@ def _check_urgent(key: ApiKey, orders: Sequence[Order]) -> None:
     urgent = [order for order in orders if order.terms.priority <= Priority.HIGH]
     if not urgent:
         return
-    now: dict[str, int] = {}
-    for order in urgent:
-        address = order.recipients[0].address.key
-        now[address] = now.get(address, 0) + 1
+    now = Counter(recipient.address.key for order in urgent for recipient in order.recipients)
     using = router.db_for_write(Message)
-    mine = Message.objects.using(using).filter(client=key.client, priority__lte=Priority.HIGH)
-    recent = mine.filter(recipient__in=list(now), created_at__gt=db_now(-3_600)).order_by()
-    before = {address: (count, first) for address, count, first in
-              recent.values_list("recipient").annotate(Count("pk"), Min("created_at"))}  # fmt: skip
+    before = _urgent_times(key, now, using=using)
     for address, count in now.items():
-        known, first = before.get(address, (0, None))
-        if known + count > most:
+        times = before.get(address, [])
+        if len(times) + count > most:
             instant = read_now(using)
-            seconds = (first + timedelta(hours=1) - instant).total_seconds() if first else 3_600
+            seconds = (min(times) + timedelta(hours=1) - instant).total_seconds() if times else 3_600
             raise Refusal(429, f"An address gets {most} urgent mails an hour at most.", retry_after=seconds)
+
+
+def _urgent_times(key: ApiKey, addresses: Collection[str], *, using: str) -> dict[str, list[datetime]]:
+    """When this client queued urgent mail to these addresses within the last hour, copies too."""
+    mine = Message.objects.using(using).filter(
+        client=key.client, priority__lte=Priority.HIGH, created_at__gt=db_now(-3_600)
+    )
+    found: dict[str, list[datetime]] = {}
+    keys = iter(addresses)
+    while some := list(islice(keys, ADDRESSES_AT_ONCE)):
+        for address, at in mine.filter(recipient__in=some).values_list("recipient", "created_at"):
+            found.setdefault(address, []).append(at)
+    with_copies = mine.filter(other_recipients__isnull=False).values_list("recipient", "other_recipients", "created_at")
+    for first, others, at in with_copies.iterator():
+        for address in {str(other["address"]).casefold() for other in others} - {first}:
+            if address in addresses:
+                found.setdefault(address, []).append(at)
+    return found
 
 
 def id_of(text: str) -> UUID:

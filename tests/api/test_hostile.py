@@ -129,6 +129,22 @@ class TestStrangeValues:
         assert problem_of(shop.get("/api/v1/messages/" + message.replace("-", "")), 404)
 
 
+@pytest.mark.parametrize("kind", ["to", "cc", "bcc"])
+def test_copies_fill_nobody_s_mailbox_either(shop, kind):
+    """SI12"""
+    victim = ["Victim <VICTIM@example.net>"]
+    for number in range(5):
+        people = {"to": [f"r{number}@example.net", *victim]} if kind == "to" else {kind: victim}
+        mail = a_message(priority="urgent", **{"to": [f"r{number}@example.net"], **people})
+        assert shop.post("/api/v1/messages", mail).status_code == 201
+
+    for mail in (a_message(to=victim), a_message(cc=victim), a_message(to=["x@example.net", *victim])):
+        response = shop.post("/api/v1/messages", {**mail, "priority": "urgent"})
+        assert problem_of(response, 429)
+        assert 3_500 < int(response["Retry-After"]) <= 3_600
+    assert shop.post("/api/v1/messages", a_message(priority="urgent", to=["r0@example.net"])).status_code == 201
+
+
 class TestTooMuch:
     """SI5"""
 
