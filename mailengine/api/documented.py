@@ -135,7 +135,7 @@ def _by_place(refusal: Refusal) -> Mapping[str, Any]:
 router = Router(tags=["as other programs know it"])
 FOR_EMAIL = BearerKey(shape=Shape(_in_their_shape), limit="email_bytes", too_large=400)
 FOR_MAIL = BearerKey(shape=Shape(_by_place), limit="body_bytes")
-QUEUEING = (400, 401, 403, 409, 415, 422, 429, 503)
+QUEUEING = (400, 401, 403, 409, 411, 415, 422, 429, 503)
 FINDING = (400, 401, 403, 404, 503)
 
 

@@ -42,6 +42,10 @@ def read_body(request: HttpRequest, *, most: int, too_large: int = 413) -> bytes
         body = b"" if announced > most else request.read(most + 1)
     except UnreadablePostError:
         raise Refusal(400, "The body did not arrive as a whole.") from None
+    if not body and not announced and "Transfer-Encoding" in request.headers:
+        raise Refusal(
+            411, "Send the length of the body in Content-Length: in chunks without it, nothing of it arrives."
+        )
     if announced > most or len(body) > most:
         raise Refusal(too_large, f"The body is larger than {most:,} bytes.")
     return body

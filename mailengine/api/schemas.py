@@ -316,5 +316,5 @@ def _refusals(*further: int) -> dict[int, type[Problem]]:
 LISTING = _refusals(422)
 FINDING = _refusals(404)
 MOVING = _refusals(404, 409, 422)
-ENTERING = _refusals(409, 413, 415, 422)
-QUEUEING = _refusals(409, 413, 415, 422, 429)
+ENTERING = _refusals(409, 411, 413, 415, 422)
+QUEUEING = _refusals(409, 411, 413, 415, 422, 429)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from http.client import HTTPConnection
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
@@ -261,3 +262,18 @@ def test_a_body_comes_as_it_is(shop, coding):
 
 def a_form(**files):
     return {"message": json.dumps(a_message(html="<p>Hello")), **files}
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+def test_a_body_of_unknown_length(live_server, shop, kind):
+    """WSGI as Django has it reads none: a client is told that, and not that its JSON is broken."""
+    connection = HTTPConnection("127.0.0.1", live_server.thread.port, timeout=60)
+    headers = {**shop.headers, "Content-Type": kind, "Transfer-Encoding": "chunked"}
+    connection.request(
+        "POST", "/api/v1/messages", iter([json.dumps(a_message()).encode()]), headers, encode_chunked=True
+    )
+    response = connection.getresponse()
+
+    assert (response.status, response.headers["Content-Type"]) == (411, "application/problem+json")
+    assert "Content-Length" in json.load(response)["detail"]
+    connection.close()
