@@ -12,7 +12,7 @@ from django.http import HttpRequest
 from ..addresses import is_among, parse_address
 from ..errors import InvalidAddress
 from ..models import ApiKey
-from ..models.api_keys import SEND
+from ..models.api_keys import SECRET, SEND
 from .refusals import Refusal
 
 _BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
@@ -22,7 +22,8 @@ _IN_URL = ("key", "api_key", "apikey", "token", "access_token", "authorization")
 
 def key_of(request: HttpRequest) -> ApiKey:
     """The key that the request was made with. Raises `Refusal`: 401, in the same words whatever is wrong with it."""
-    if any(name.lower() in _IN_URL for name in request.GET):
+    given = [(name, str(value)) for name, values in request.GET.lists() for value in values]
+    if any(name.lower() in _IN_URL or SECRET.search(value) for name, value in given):
         raise Refusal(
             400, "A key in the address of a request ends up in logs. Send it in Authorization, and revoke it."
         )

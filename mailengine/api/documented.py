@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from uuid import UUID
 
 from django.core.mail import EmailMultiAlternatives
 from django.http import HttpRequest
-from ninja import Router, Schema
+from ninja import Body, Router, Schema
 from pydantic import Field
 
 from ..conf import get_settings
@@ -23,9 +24,9 @@ from .access import check_scope, may_send_as
 from .door import BearerKey, caller_of
 from .messages import find_message
 from .once import once
-from .orders import check_address, queue, with_name
+from .orders import check_address, check_subject, octets_of, queue, with_name
 from .refusals import Refusal, Shape
-from .schemas import AddressIn, Known
+from .schemas import NAME, SUBJECT, WORDS, AddressIn, Email, Id, Known
 
 STREAM = "transactional"
 
@@ -33,12 +34,12 @@ STREAM = "transactional"
 class EmailIn(Known):
     """A mail to one person."""
 
-    fromEmail: str = Field(examples=["news@example.org"])
-    toEmail: str = Field(examples=["ann@example.org"])
-    body: str = Field(examples=["Hello Ann."])
-    fromName: str | None = None
-    toName: str | None = None
-    subject: str | None = None
+    fromEmail: Email = Field(examples=["news@example.org"])
+    toEmail: Email = Field(examples=["ann@example.org"])
+    body: str = Field(examples=["Hello Ann."], json_schema_extra={"pattern": r"^[^\x00]*[^\x00\s][^\x00]*$"})
+    fromName: str | None = Field(None, examples=["The news"], json_schema_extra=NAME)
+    toName: str | None = Field(None, examples=["Ann"], json_schema_extra=NAME)
+    subject: str | None = Field(None, examples=["News"], json_schema_extra=SUBJECT)
 
 
 class SendIn(Known):
@@ -46,13 +47,15 @@ class SendIn(Known):
 
 
 class SendOut(Schema):
-    messageId: str
+    """It is in the queue: look it up under its id."""
+
+    messageId: UUID
 
 
 class StatusOut(Schema):
     """What became of a message; times are ISO 8601, with their offset."""
 
-    messageId: str
+    messageId: UUID
     status: str = Field(
         description="queued, sending, sent, deferred, uncertain, dead, suppressed, cancelled or expired"
     )
@@ -70,25 +73,36 @@ class ErrorsOut(Schema):
     errors: dict[str, str]
 
 
+class RefusedOut(ErrorsOut):
+    """The same for mails, by the place of the field, such as `1.to.0.email`; nothing was queued."""
+
+    queued: Literal[False] = False
+
+
 class PartIn(Known):
-    type: str = Field(examples=["text/plain"], description="text/plain or text/html")
-    value: str
+    type: str = Field(examples=["text/plain"], json_schema_extra={"enum": ["text/plain", "text/html"]})
+    value: str = Field(examples=["Hello Ann."], json_schema_extra=WORDS)
 
 
 class MailIn(Known):
     """A mail to several people together."""
 
-    to: list[AddressIn]
+    to: list[AddressIn] = Field(json_schema_extra={"minItems": 1})
     from_: AddressIn = Field(alias="from")
-    subject: str
-    content: list[PartIn]
+    subject: str = Field(examples=["News"], json_schema_extra=SUBJECT)
+    content: list[PartIn] = Field(
+        json_schema_extra={"minItems": 1, "maxItems": 2}, description="Each type at most once"
+    )
     cc: list[AddressIn] = []
     bcc: list[AddressIn] = []
 
 
+Mails = Annotated[list[MailIn], Field(json_schema_extra={"minItems": 1})]
+
+
 class MailOut(Schema):
     queued: Literal[True] = True
-    tracking_ids: list[str] = Field(alias="tracking-ids")
+    tracking_ids: list[UUID] = Field(alias="tracking-ids")
 
 
 LABELS = {
@@ -121,13 +135,15 @@ def _by_place(refusal: Refusal) -> Mapping[str, Any]:
 router = Router(tags=["as other programs know it"])
 FOR_EMAIL = BearerKey(shape=Shape(_in_their_shape), limit="email_bytes", too_large=400)
 FOR_MAIL = BearerKey(shape=Shape(_by_place), limit="body_bytes")
-REFUSALS = dict.fromkeys((400, 401, 403, 404, 415, 422, 429, 503), ErrorsOut)
+QUEUEING = (400, 401, 403, 409, 411, 415, 422, 429, 503)
+FINDING = (400, 401, 403, 404, 503)
 
 
 @router.post(
     "/email/send",
     auth=FOR_EMAIL,
-    response={200: SendOut, **REFUSALS},
+    response={200: SendOut, **dict.fromkeys(QUEUEING, ErrorsOut)},
+    operation_id="sendEmail",
     summary="Queue a mail to one person",
 )
 def send(request: HttpRequest, payload: SendIn) -> Any:
@@ -136,6 +152,7 @@ def send(request: HttpRequest, payload: SendIn) -> Any:
     wrong: dict[str, str] = {}
     for name in ("fromEmail", "toEmail"):
         check_address(name, getattr(email, name), wrong)
+    check_subject("subject", email.subject or "", wrong)
     if not email.body.strip():
         wrong["body"] = "is required"
     if "fromEmail" not in wrong and not may_send_as(key, email.fromEmail):
@@ -155,10 +172,11 @@ def send(request: HttpRequest, payload: SendIn) -> Any:
 @router.get(
     "/email/status/{message_id}",
     auth=FOR_EMAIL,
-    response={200: StatusOut, **REFUSALS},
+    response={200: StatusOut, **dict.fromkeys(FINDING, ErrorsOut)},
+    operation_id="getEmailStatus",
     summary="Look a mail up",
 )
-def status(request: HttpRequest, message_id: str) -> dict[str, Any]:
+def status(request: HttpRequest, message_id: Id) -> dict[str, Any]:
     """What became of a message that a key of the same client queued."""
     key = caller_of(request)
     check_scope(key, READ)
@@ -178,11 +196,12 @@ def status(request: HttpRequest, message_id: str) -> dict[str, Any]:
 @router.post(
     "/mail",
     auth=FOR_MAIL,
-    response={200: MailOut, **REFUSALS, 413: ErrorsOut},
+    response={200: MailOut, **dict.fromkeys((*QUEUEING, 413), RefusedOut)},
+    operation_id="sendMail",
     by_alias=True,
     summary="Queue some mails, all or none",
 )
-def mail(request: HttpRequest, payload: list[MailIn]) -> Any:
+def mail(request: HttpRequest, payload: Body[Mails]) -> Any:
     """All of them are queued, in one commit, or none is."""
     key, limits = caller_of(request), get_settings().api
     wrong: dict[str, str] = {}
@@ -211,11 +230,14 @@ def _order_of_mail(key: ApiKey, item: MailIn, place: str, wrong: dict[str, str])
     check_address(f"{place}.from.email", item.from_.email, wrong)
     if f"{place}.from.email" not in wrong and not may_send_as(key, item.from_.email):
         wrong[f"{place}.from.email"] = "is none that this key may send as"
+    check_subject(f"{place}.subject", item.subject, wrong)
     words: dict[str, str] = {}
     for number, part in enumerate(item.content):
         if part.type not in ("text/plain", "text/html") or part.type in words:
             wrong[f"{place}.content.{number}.type"] = "is text/plain or text/html, each at most once"
         words[part.type] = part.value
+    if octets_of(*words.values()) > limits.words_bytes:
+        wrong[f"{place}.content"] = f"has more than {limits.words_bytes:,} bytes"
     if not item.content:
         wrong[f"{place}.content"] = "has no part: give one of text/plain or text/html"
     if len(wrong) > before:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
+from django.apps import apps
+from django.core.exceptions import SuspiciousOperation
 from django.db import Error as DatabaseFault
-from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotAllowed, JsonResponse
+from django.urls import URLPattern, URLResolver
+from django.views.decorators.csrf import csrf_exempt
 from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
+from ninja.openapi.docs import Swagger
 from ninja.openapi.schema import OpenAPISchema
 from ninja.parser import Parser
 from ninja.security import HttpBearer
@@ -18,6 +24,7 @@ from ..conf import get_settings
 from ..errors import IdempotencyConflict, InvalidMail, RequestUnderWay, UnknownName, UnknownTemplate
 from ..models import ApiKey
 from .access import key_of
+from .document import KEY, complete
 from .reading import Upload, is_form, read_form, read_json
 from .refusals import PROBLEM, Refusal, Shape, path_of, sentence
 
@@ -30,13 +37,6 @@ UNDER_WAY_SECONDS = 1
 _DOCUMENT = "mailengine_document"
 _UPLOADS = "mailengine_uploads"
 _SHAPE = "mailengine_shape"
-_IDEMPOTENCY_KEY = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "required": False,
-    "description": "The same request under the same key is done once, and gets the same answer.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
-}
 
 
 class BearerKey(HttpBearer):
@@ -45,6 +45,8 @@ class BearerKey(HttpBearer):
     `shape` is that of the refusals of this endpoint; `limit` names the one of `MAILENGINE["API"]` for its body, and
     `too_large` is the status of what exceeds it. Without a `limit` there is no body to read.
     """
+
+    openapi_description = KEY
 
     def __init__(
         self, *, shape: Shape, limit: str | None = None, too_large: int = 413, takes_files: bool = False
@@ -99,22 +101,49 @@ class Api(NinjaAPI):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(parser=_Parser(), **options)
-        for kind in (Refusal, ValidationError, HttpError, Http404, DatabaseFault, InvalidMail, UnknownName,
-                     UnknownTemplate, IdempotencyConflict, RequestUnderWay, Exception):  # fmt: skip
+        for kind in (Refusal, ValidationError, HttpError, Http404, SuspiciousOperation, DatabaseFault, InvalidMail,
+                     UnknownName, UnknownTemplate, IdempotencyConflict, RequestUnderWay, Exception):  # fmt: skip
             self.add_exception_handler(kind, _answer)
 
+    @property
+    def urls(self) -> tuple[list[URLResolver | URLPattern], str, str]:
+        patterns, app, namespace = super().urls
+        for pattern in patterns:
+            if isinstance(pattern, URLPattern):
+                pattern.callback = _with_problems(pattern.callback)
+        return patterns, app, namespace
+
     def get_openapi_schema(self, *args: Any, **kwargs: Any) -> OpenAPISchema:
-        """ninja's document, with what it can't know: the header of each POST, and the media type of problems."""
-        schema = super().get_openapi_schema(*args, **kwargs)
-        for operations in schema["paths"].values():
-            for method, operation in operations.items():
-                if method == "post":
-                    operation["parameters"].append(_IDEMPOTENCY_KEY)
-                for response in operation["responses"].values():
-                    content = response.get("content", {})
-                    if content.get("application/json", {}).get("schema", {}).get("$ref", "").endswith("/Problem"):
-                        content[PROBLEM.content_type] = content.pop("application/json")
-        return schema
+        return complete(super().get_openapi_schema(*args, **kwargs))
+
+
+class Page(Swagger):
+    """The page of the document, from this site: where "ninja" is no app, ninja would have it from another host."""
+
+    def render_page(self, request: HttpRequest, api: NinjaAPI, **kwargs: Any) -> HttpResponse:
+        return super().render_page(request, api, **kwargs) if apps.is_installed("ninja") else unknown(request)
+
+
+@csrf_exempt
+def unknown(request: HttpRequest) -> HttpResponse:
+    """What is answered where nothing is."""
+    return _answer(request, Refusal(404, "Not found."))
+
+
+def _with_problems(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """This view, with a problem for a method that it doesn't know: ninja says that in words of its own."""
+
+    @wraps(view)
+    def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        response = view(request, *args, **kwargs)
+        if not isinstance(response, HttpResponseNotAllowed):
+            return response
+        allowed = ", ".join(sorted(response["Allow"].split(", ")))
+        problem = _answer(request, Refusal(405, f"This path knows {allowed}."))
+        problem["Allow"] = allowed
+        return problem
+
+    return answer
 
 
 def _answer(request: HttpRequest, error: Exception | type[Exception]) -> HttpResponse:
@@ -133,6 +162,8 @@ def _refusal_of(error: object) -> Refusal:
             return Refusal(422, "The request has fields that are wrong.", fields=fields)
         case Http404():
             return Refusal(404, "Not found.")
+        case SuspiciousOperation():
+            return Refusal(400, "The request has too many parameters, or holds what no client of ours sends.")
         case HttpError():
             return Refusal(error.status_code, str(error))
         case DatabaseFault():

@@ -11,30 +11,39 @@ from django.urls import reverse
 from ninja import Query, Router, Status
 
 from ..models import ApiKey, MessageJob
-from ..models.api_keys import AUDIENCE, CANCEL, READ
+from ..models.api_keys import CANCEL, READ
 from ..models.jobs import JobQuerySet
 from ..pipeline.enqueue import JobOrder, place_job
 from ..reporting.progress import progress_of
 from .access import check_scope, check_stream, spend
+from .document import with_files
 from .door import caller_of, uploads_of
-from .messages import FORM, READING, WRITING
+from .messages import READING, WRITING
 from .once import once
 from .orders import check_priority, id_of, job_from
 from .paging import Paging, page_of
 from .refusals import Refusal
-from .schemas import REFUSALS, JobIn, JobInFullOut, JobOut, PageOut, QueuedOut
+from .schemas import FINDING, LISTING, MOVING, QUEUEING, Id, JobIn, JobInFullOut, JobsOut, QueuedOut
 
 router = Router(tags=["jobs"])
 
 SHOWN_PROBLEMS = 100
-IN_FULL: dict[str, Any] = {"auth": READING, "response": {200: JobInFullOut, **REFUSALS}, "by_alias": True}
+FOUND: dict[str, Any] = {"auth": READING, "response": {200: JobInFullOut, **FINDING}, "by_alias": True}
+MOVED: dict[str, Any] = {**FOUND, "response": {200: JobInFullOut, **MOVING}}
 
 
-class Filters(Paging):
+class JobFilters(Paging):
     status: Literal[tuple(MessageJob.Status.values)] | None = None  # type: ignore[valid-type]
 
 
-@router.post("", auth=WRITING, response={201: QueuedOut, **REFUSALS}, openapi_extra=FORM, summary="Queue a job")
+@router.post(
+    "",
+    auth=WRITING,
+    response={201: QueuedOut, **QUEUEING},
+    operation_id="createJob",
+    openapi_extra=with_files(JobIn),
+    summary="Queue a job",
+)
 def create(request: HttpRequest, response: HttpResponse, payload: JobIn) -> Any:
     """A mail of its own to each address, once however often it stands there; malformed ones are counted."""
     key = caller_of(request)
@@ -44,8 +53,10 @@ def create(request: HttpRequest, response: HttpResponse, payload: JobIn) -> Any:
     return Status(201, answer)
 
 
-@router.get("", auth=READING, response={200: PageOut[JobOut], **REFUSALS}, by_alias=True, summary="List jobs")
-def list_jobs(request: HttpRequest, filters: Query[Filters]) -> Any:
+@router.get(
+    "", auth=READING, response={200: JobsOut, **LISTING}, by_alias=True, operation_id="listJobs", summary="List jobs"
+)
+def list_jobs(request: HttpRequest, filters: Query[JobFilters]) -> Any:
     """Those of this client, the newest first."""
     key = caller_of(request)
     check_scope(key, READ)
@@ -55,28 +66,28 @@ def list_jobs(request: HttpRequest, filters: Query[Filters]) -> Any:
     return page_of(found, filters, by="public_id", show=_shown)
 
 
-@router.get("/{job_id}", **IN_FULL, url_name="job", summary="See how far a job has come")
-def retrieve(request: HttpRequest, job_id: str) -> dict[str, Any]:
+@router.get("/{job_id}", **FOUND, url_name="job", operation_id="getJob", summary="See how far a job has come")
+def retrieve(request: HttpRequest, job_id: Id) -> dict[str, Any]:
     """How many of its messages are where."""
     key = caller_of(request)
     check_scope(key, READ)
     return _shown_in_full(_find(key, job_id))
 
 
-@router.post("/{job_id}/pause", **IN_FULL, summary="Hold a job")
-def pause(request: HttpRequest, job_id: str) -> Any:
+@router.post("/{job_id}/pause", **MOVED, operation_id="pauseJob", summary="Hold a job")
+def pause(request: HttpRequest, job_id: Id) -> Any:
     """Nothing of it begins from now on; what is being handed over is not called back."""
     return _steer(request, job_id, lambda jobs: jobs.pause(f"paused: by {caller_of(request).client}"))
 
 
-@router.post("/{job_id}/resume", **IN_FULL, summary="Let a paused job go on")
-def resume(request: HttpRequest, job_id: str) -> Any:
+@router.post("/{job_id}/resume", **MOVED, operation_id="resumeJob", summary="Let a paused job go on")
+def resume(request: HttpRequest, job_id: Id) -> Any:
     """It goes on where it stopped."""
     return _steer(request, job_id, JobQuerySet.resume)
 
 
-@router.post("/{job_id}/cancel", **IN_FULL, summary="End a job")
-def cancel(request: HttpRequest, job_id: str) -> Any:
+@router.post("/{job_id}/cancel", **MOVED, operation_id="cancelJob", summary="End a job")
+def cancel(request: HttpRequest, job_id: Id) -> Any:
     """What is not handed over yet is withdrawn, for good."""
     return _steer(request, job_id, JobQuerySet.cancel)
 
@@ -85,8 +96,6 @@ def _queue(key: ApiKey, order: JobOrder, *, count: int) -> dict[str, str]:
     """Queue it in the caller's transaction. Raises `Refusal` where the key may not."""
     check_stream(key, order.terms.stream)
     check_priority(key, order.terms.priority, stream=order.terms.stream)
-    if order.audience:
-        check_scope(key, f"{AUDIENCE}{order.audience}")
     spend(key, max(count, 1))
     job = place_job(order, client=key.client, source=f"API: {key.client}")
     return {"id": str(job.public_id), "status": job.status}

@@ -20,51 +20,45 @@ from ..models import ApiKey, Attempt, Message
 from ..models.api_keys import CANCEL, READ
 from ..pipeline.enqueue import Order
 from .access import check_scope
+from .document import with_files
 from .door import BearerKey, caller_of, uploads_of
 from .once import once
 from .orders import id_of, order_from, queue
 from .paging import Paging, page_of
 from .refusals import PROBLEM, QUERY, Refusal
-from .schemas import REFUSALS, Instant, MessageIn, MessageInFullOut, MessageOut, PageOut, QueuedOut
+from .schemas import (
+    FINDING,
+    LISTING,
+    MOVING,
+    QUEUEING,
+    Email,
+    Id,
+    Instant,
+    MessageIn,
+    MessageInFullOut,
+    MessagesOut,
+    QueuedOut,
+    StreamFilter,
+)
 
 router = Router(tags=["messages"])
 READING = BearerKey(shape=PROBLEM)
 WRITING = BearerKey(shape=PROBLEM, limit="body_bytes", takes_files=True)
 
 OneOrMany = Annotated[
-    Annotated[MessageIn, Tag("one")] | Annotated[list[MessageIn], Tag("many")],
+    Annotated[MessageIn, Tag("one")]
+    | Annotated[list[MessageIn], Field(json_schema_extra={"minItems": 1}), Tag("many")],
     Discriminator(lambda document: "many" if isinstance(document, list) else "one"),
 ]
-FORM = {
-    "requestBody": {
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["message"],
-                    "properties": {
-                        "message": {"type": "string", "description": "The mail as JSON, as it is sent without files"},
-                        "attachment": {"type": "array", "items": {"type": "string", "format": "binary"}},
-                        "inline": {
-                            "type": "array",
-                            "items": {"type": "string", "format": "binary"},
-                            "description": "Images that the HTML shows by cid: and their file name",
-                        },
-                    },
-                }
-            }
-        }
-    }
-}
 
 
-class Filters(Paging):
+class MessageFilters(Paging):
     """Which messages; all of these together."""
 
     status: Literal[tuple(Message.Status.values)] | None = None  # type: ignore[valid-type]
-    stream: str | None = None
+    stream: StreamFilter | None = None
     job: UUID | None = None
-    recipient: str | None = Field(None, description="The first To, or the address of a job's message")
+    recipient: Email | None = Field(None, description="The first To, or the address of a job's message")
     queued_from: Instant | None = None
     queued_until: Instant | None = None
 
@@ -72,8 +66,9 @@ class Filters(Paging):
 @router.post(
     "",
     auth=WRITING,
-    response={201: QueuedOut | list[QueuedOut], **REFUSALS},
-    openapi_extra=FORM,
+    response={201: QueuedOut | list[QueuedOut], **QUEUEING},
+    operation_id="createMessages",
+    openapi_extra=with_files(MessageIn),
     summary="Queue one mail, or many",
 )
 def create(request: HttpRequest, response: HttpResponse, payload: Body[OneOrMany]) -> Any:
@@ -94,8 +89,15 @@ def create(request: HttpRequest, response: HttpResponse, payload: Body[OneOrMany
     return Status(201, answer[0])
 
 
-@router.get("", auth=READING, response={200: PageOut[MessageOut], **REFUSALS}, by_alias=True, summary="List messages")
-def list_messages(request: HttpRequest, filters: Query[Filters]) -> Any:
+@router.get(
+    "",
+    auth=READING,
+    response={200: MessagesOut, **LISTING},
+    by_alias=True,
+    operation_id="listMessages",
+    summary="List messages",
+)
+def list_messages(request: HttpRequest, filters: Query[MessageFilters]) -> Any:
     """Those of this client, the newest first."""
     key = caller_of(request)
     check_scope(key, READ)
@@ -118,12 +120,13 @@ def list_messages(request: HttpRequest, filters: Query[Filters]) -> Any:
 @router.get(
     "/{message_id}",
     auth=READING,
-    response={200: MessageInFullOut, **REFUSALS},
+    response={200: MessageInFullOut, **FINDING},
     by_alias=True,
     url_name="message",
+    operation_id="getMessage",
     summary="Look a message up",
 )
-def retrieve(request: HttpRequest, message_id: str) -> dict[str, Any]:
+def retrieve(request: HttpRequest, message_id: Id) -> dict[str, Any]:
     """What became of it: each attempt to hand it over, and all that happened to it."""
     key = caller_of(request)
     check_scope(key, READ)
@@ -133,11 +136,12 @@ def retrieve(request: HttpRequest, message_id: str) -> dict[str, Any]:
 @router.post(
     "/{message_id}/cancel",
     auth=READING,
-    response={200: MessageInFullOut, **REFUSALS},
+    response={200: MessageInFullOut, **MOVING},
     by_alias=True,
+    operation_id="cancelMessage",
     summary="Withdraw a message",
 )
-def cancel(request: HttpRequest, message_id: str) -> Any:
+def cancel(request: HttpRequest, message_id: Id) -> Any:
     """409 where it has been handed over, or is just being: that can't be taken back."""
     key = caller_of(request)
     check_scope(key, CANCEL)

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import binascii
+import json
 import re
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
 from email import encoders
 from email.header import Header
 from email.mime.base import MIMEBase
 from email.utils import formataddr
+from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
 
 from django.db import router
-from django.db.models import Count, Min
 from django.template import TemplateSyntaxError
 
 from ..addresses import parse_address
 from ..clock import db_now, read_now
 from ..conf import get_settings
 from ..errors import InvalidAddress, InvalidMail, MailengineError
+from ..headers import UNSAFE_IN_NAMES
 from ..models import ApiKey, Message, Priority
-from ..models.api_keys import URGENT
+from ..models.api_keys import AUDIENCE, URGENT
 from ..pipeline.draft import draft_of
 from ..pipeline.enqueue import JobOrder, Order, email_of, job_order_of, order_of, place_all, terms_of
 from ..pipeline.files import BINARY, checked_filename, checked_mimetype
@@ -32,7 +35,7 @@ from .access import check_scope, check_stream, may_send_as, spend
 from .backpressure import check_room
 from .reading import Upload
 from .refusals import Refusal
-from .schemas import AddressIn, FileIn, JobIn, MessageIn, WordsIn
+from .schemas import CONTENT_ID, AddressIn, FileIn, JobIn, MessageIn, WordsIn
 
 LONGEST_SUBJECT = 998
 """Octets, as it is encoded: RFC 5322, section 2.1.1."""
@@ -49,6 +52,8 @@ _FORBIDDEN_HEADERS = re.compile(
 _NAMES = {"message": "text", "html_message": "html", "from_email": "from"}
 """Arguments of `queue_mail()` that the API calls otherwise."""
 INLINE = "inline"
+ADDRESSES_AT_ONCE = 1_000
+_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 W = TypeVar("W", bound=WordsIn)
 
@@ -96,6 +101,8 @@ def order_from(key: ApiKey, item: MessageIn, uploads: Sequence[Upload] = ()) -> 
 
 def job_from(key: ApiKey, item: JobIn, uploads: Sequence[Upload] = ()) -> JobOrder:
     """The job that a client asks for. Raises `Refusal`, by field."""
+    if item.audience is not None:  # before anything is said about it: names of others are not this client's affair
+        check_scope(key, f"{AUDIENCE}{item.audience}")
     wrong, limits = _wrong_words(key, item, uploads), get_settings().api
     if (item.recipients is None) == (item.audience is None):
         wrong["recipients"] = "or audience: give one of the two"
@@ -128,12 +135,25 @@ def check_address(name: str, text: str, wrong: dict[str, str]) -> None:
             wrong[name] = "is not a valid email"
 
 
+def check_subject(name: str, text: str, wrong: dict[str, str]) -> None:
+    """Enter it where no header can hold a subject as long as this."""
+    # No encoding makes it shorter, and that of a very long one takes seconds.
+    if len(text) > LONGEST_SUBJECT or (len(text) > MAY_BE_LONG and len(Header(text).encode()) > LONGEST_SUBJECT):
+        wrong[name] = f"has more than {LONGEST_SUBJECT} octets as it is encoded"
+
+
+def octets_of(*words: str) -> int:
+    return sum(len(text.encode("utf-8", "surrogatepass")) for text in words)
+
+
 def with_name(address: str, name: str | None) -> str:
     """`"Name" <address>`; an address alone where no name is given. Raises `InvalidAddress` for what is no name."""
     if not name or not name.strip():
         return address
     if "@" in name:  # programs that read mail show the name, and hide the address
         raise InvalidAddress("a name can't hold an address")
+    if UNSAFE_IN_NAMES.search(name):
+        raise InvalidAddress("a name can't hold a line break, a control character or one that reverses text")
     text = formataddr((name, address), "utf-8")
     parse_address(text)
     return text
@@ -146,13 +166,14 @@ def _wrong_words(key: ApiKey, item: WordsIn, uploads: Sequence[Upload]) -> dict[
     """What a client may not say, or not so much of it."""
     wrong: dict[str, str] = {}
     limits = get_settings().api
-    size = sum(len(words.encode("utf-8", "surrogatepass")) for words in (item.subject, item.text, item.html))
-    if size > limits.words_bytes:
+    further = json.dumps([item.headers, item.context, item.metadata, item.tags], ensure_ascii=False)
+    if (size := octets_of(item.subject, item.text, item.html, further)) > limits.words_bytes:
         raise Refusal(413, f"The words of a mail have {limits.words_bytes:,} bytes at most, and these {size:,}.")
     if not may_send_as(key, item.from_.email if item.from_ else None):
         wrong["from"] = "is none that this key may send as"
-    if len(item.subject) > MAY_BE_LONG and len(Header(item.subject).encode()) > LONGEST_SUBJECT:
-        wrong["subject"] = f"has more than {LONGEST_SUBJECT} octets as it is encoded"
+    check_subject("subject", item.subject, wrong)
+    if len(item.reply_to) > limits.to:
+        wrong["reply_to"] = f"holds {limits.to} addresses at most, and this {len(item.reply_to)}"
     if len(item.headers) > limits.headers:
         wrong["headers"] = f"holds {limits.headers} at most, and this {len(item.headers)}"
     for name in item.headers:
@@ -229,6 +250,9 @@ def _uploaded(uploads: Sequence[Upload], wrong: dict[str, str]) -> list[Any]:
             wrong[""] = f"The form has a file called {upload.field!r:.80}. Call it attachment, or inline."
             continue
         content_id = upload.filename if upload.field == INLINE else None
+        if content_id is not None and not re.fullmatch(CONTENT_ID, content_id):
+            wrong[""] = f"The inline file {content_id!r:.80} is shown by its name as its content id: {CONTENT_ID[1:-1]}"
+            continue
         try:
             found.append(_file(upload.filename, upload.data, upload.mimetype, content_id=content_id))
         except InvalidMail as error:
@@ -240,7 +264,9 @@ def _file(filename: str, data: bytes, mimetype: str | None, *, content_id: str |
     """A file as Django's EmailMessage takes it: (name, bytes, type), or an inline part."""
     if content_id is None:
         return filename, data, mimetype
-    kind = checked_mimetype(mimetype or BINARY).partition(";")[0]
+    kind = checked_mimetype(mimetype or BINARY).partition(";")[0].strip()
+    if kind.lower().startswith(("message/", "multipart/")):
+        raise InvalidMail(f"an inline file has the type {kind!r}. Give that of an image.")
     part = MIMEBase(*kind.split("/", 1))
     part.set_payload(data)
     encoders.encode_base64(part)
@@ -274,26 +300,37 @@ def _check_urgent(key: ApiKey, orders: Sequence[Order]) -> None:
     urgent = [order for order in orders if order.terms.priority <= Priority.HIGH]
     if not urgent:
         return
-    now: dict[str, int] = {}
-    for order in urgent:
-        address = order.recipients[0].address.key
-        now[address] = now.get(address, 0) + 1
+    now = Counter(recipient.address.key for order in urgent for recipient in order.recipients)
     using = router.db_for_write(Message)
-    mine = Message.objects.using(using).filter(client=key.client, priority__lte=Priority.HIGH)
-    recent = mine.filter(recipient__in=list(now), created_at__gt=db_now(-3_600)).order_by()
-    before = {address: (count, first) for address, count, first in
-              recent.values_list("recipient").annotate(Count("pk"), Min("created_at"))}  # fmt: skip
+    before = _urgent_times(key, now, using=using)
     for address, count in now.items():
-        known, first = before.get(address, (0, None))
-        if known + count > most:
+        times = before.get(address, [])
+        if len(times) + count > most:
             instant = read_now(using)
-            seconds = (first + timedelta(hours=1) - instant).total_seconds() if first else 3_600
+            seconds = (min(times) + timedelta(hours=1) - instant).total_seconds() if times else 3_600
             raise Refusal(429, f"An address gets {most} urgent mails an hour at most.", retry_after=seconds)
+
+
+def _urgent_times(key: ApiKey, addresses: Collection[str], *, using: str) -> dict[str, list[datetime]]:
+    """When this client queued urgent mail to these addresses within the last hour, copies too."""
+    mine = Message.objects.using(using).filter(
+        client=key.client, priority__lte=Priority.HIGH, created_at__gt=db_now(-3_600)
+    )
+    found: dict[str, list[datetime]] = {}
+    keys = iter(addresses)
+    while some := list(islice(keys, ADDRESSES_AT_ONCE)):
+        for address, at in mine.filter(recipient__in=some).values_list("recipient", "created_at"):
+            found.setdefault(address, []).append(at)
+    with_copies = mine.filter(other_recipients__isnull=False).values_list("recipient", "other_recipients", "created_at")
+    for first, others, at in with_copies.iterator():
+        for address in {str(other["address"]).casefold() for other in others} - {first}:
+            if address in addresses:
+                found.setdefault(address, []).append(at)
+    return found
 
 
 def id_of(text: str) -> UUID:
     """The id in a path. Raises `Refusal`, 404: what is none belongs to nobody."""
-    try:
-        return UUID(text)
-    except ValueError:
-        raise Refusal(404, "Not found.") from None
+    if not _ID.fullmatch(text):  # UUID() takes braces, underscores and more, each another path
+        raise Refusal(404, "Not found.")
+    return UUID(text)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, NoReturn
 
 from django.core.exceptions import RequestDataTooBig, TooManyFieldsSent, TooManyFilesSent
-from django.http import HttpRequest
+from django.http import HttpRequest, UnreadablePostError
 from django.http.multipartparser import MultiPartParser, MultiPartParserError
 
 from .refusals import Refusal
@@ -31,11 +32,20 @@ class Upload:
 
 def read_body(request: HttpRequest, *, most: int, too_large: int = 413) -> bytes:
     """The body, of at most so many bytes: what is larger is not read. `too_large` is the status for that."""
+    if (coding := request.headers.get("Content-Encoding", "identity").strip().lower()) != "identity":
+        raise Refusal(415, f"Send the body as it is, without the coding {coding!r:.80}.")
     try:
         announced = int(request.META.get("CONTENT_LENGTH") or 0)
     except ValueError:
         announced = 0
-    body = b"" if announced > most else request.read(most + 1)
+    try:
+        body = b"" if announced > most else request.read(most + 1)
+    except UnreadablePostError:
+        raise Refusal(400, "The body did not arrive as a whole.") from None
+    if not body and not announced and "Transfer-Encoding" in request.headers:
+        raise Refusal(
+            411, "Send the length of the body in Content-Length: in chunks without it, nothing of it arrives."
+        )
     if announced > most or len(body) > most:
         raise Refusal(too_large, f"The body is larger than {most:,} bytes.")
     return body
@@ -60,8 +70,8 @@ def read_form(request: HttpRequest, *, most: int) -> tuple[Any, list[Upload]]:
     try:
         parser = MultiPartParser({**request.META, **length}, BytesIO(body), request.upload_handlers, "utf-8")
         fields, files = parser.parse()
-    except (RequestDataTooBig, TooManyFilesSent, TooManyFieldsSent) as error:
-        raise Refusal(413, str(error)) from None
+    except (RequestDataTooBig, TooManyFilesSent, TooManyFieldsSent):
+        raise Refusal(413, "The form has too many parts, or too large a one that is no file.") from None
     except (MultiPartParserError, UnicodeError) as error:
         raise Refusal(400, f"The body is not multipart/form-data: {error}") from None
     uploads = [
@@ -83,7 +93,9 @@ def _kind_of(request: HttpRequest) -> str:
 
 def _json_of(body: bytes) -> Any:
     try:
-        document = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
+        document = json.loads(
+            body.decode("utf-8"), object_pairs_hook=_once, parse_float=_float, parse_constant=_no_number
+        )
     except UnicodeDecodeError:
         raise Refusal(400, "The body is not UTF-8.") from None
     except RecursionError:
@@ -110,6 +122,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        _no_number("one with so many digits")
+    return number
 
 
 def _check_depth(document: Any) -> None:

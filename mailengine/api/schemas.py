@@ -9,16 +9,30 @@ from uuid import UUID
 from django.utils.dateparse import parse_datetime
 from django.utils.timezone import is_naive
 from ninja import Schema
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from ..addresses import parse_address
 from ..errors import InvalidAddress
 from ..models import Message, MessageJob, Priority, Suppression
 from ..models.suppressions import EVERY_STREAM
+from ..pipeline.enqueue import YEARS
 
 T = TypeVar("T")
 
+CONTENT_ID = "^[A-Za-z0-9._+@-]{1,128}$"
+
 PRIORITIES = {name.lower(): int(Priority[name]) for name in Priority.names}
+
+
+Email = Annotated[str, Field(json_schema_extra={"format": "email"})]
+"""An address without a name. What is one is judged in `addresses`, not by the schema."""
+NAME: dict[str, Any] = {"pattern": r"^[^@\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]*$"}
+LINE: dict[str, Any] = {"pattern": r"^[^\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]*$"}
+SUBJECT: dict[str, Any] = {"maxLength": 998, **LINE}
+WORDS: dict[str, Any] = {"pattern": r"^[^\x00]*$"}
+"""For the document: what `headers` refuses in a name, in any other line, and in a text, in words of its own."""
+Id = Annotated[str, WithJsonSchema({"type": "string", "format": "uuid"})]
+"""The id in a path: what is none is found nowhere."""
 
 
 class Known(Schema):
@@ -28,8 +42,8 @@ class Known(Schema):
 
 
 class AddressIn(Known):
-    email: str = Field(examples=["ann@example.org"])
-    name: str | None = None
+    email: Email = Field(examples=["ann@example.org"])
+    name: str | None = Field(None, examples=["Ann"], json_schema_extra=NAME)
 
 
 def _from_text(value: Any) -> Any:
@@ -47,12 +61,13 @@ def _instant(value: Any) -> datetime:
         instant = parse_datetime(value) if isinstance(value, str) else None
     except ValueError:
         instant = None
-    if instant is None or is_naive(instant):
+    if instant is None or is_naive(instant) or instant.year not in YEARS:
         raise ValueError("is no time with an offset, such as 2030-01-31T09:00:00+01:00")
     return instant
 
 
-Person = Annotated[AddressIn, BeforeValidator(_from_text, json_schema_input_type=str | AddressIn)]
+_Text = Annotated[str, Field(examples=["Ann <ann@example.org>"], json_schema_extra={"format": "mailbox"})]
+Person = Annotated[AddressIn, BeforeValidator(_from_text, json_schema_input_type=_Text | AddressIn)]
 """An address with a name or without one, as an object or as text: `Ann <ann@example.org>`."""
 Instant = Annotated[
     datetime,
@@ -70,13 +85,17 @@ PriorityIn = Annotated[
 ]
 
 
+StreamFilter = Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")]
+"""The name of a stream that may be known no more; what no database can look for is none."""
+
+
 class FileIn(Known):
     """An attached file. With a `content_id` it is an inline image, which the HTML shows by `cid:` and that id."""
 
     filename: str = Field(examples=["invoice.pdf"])
     content: str = Field(description="Base64", json_schema_extra={"contentEncoding": "base64"})
     type: str | None = Field(None, examples=["application/pdf"], description="null: by the file's name")
-    content_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._+@-]{1,128}$")
+    content_id: str | None = Field(None, pattern=CONTENT_ID)
 
 
 class WordsIn(Known):
@@ -84,14 +103,20 @@ class WordsIn(Known):
 
     from_: Person | None = Field(None, alias="from", description="null: the site's own sender")
     reply_to: list[Person] = []
-    subject: str = ""
-    text: str = Field("", description="Left out, it is made from the HTML")
-    html: str = ""
+    subject: str = Field("", json_schema_extra=SUBJECT, description="998 octets at most, as it is encoded")
+    text: str = Field("", description="Left out, it is made from the HTML", json_schema_extra=WORDS)
+    html: str = Field("", json_schema_extra=WORDS)
     template: str | None = Field(
-        None, description="Its files stand in for subject, text and HTML that are left out", examples=["shop/welcome"]
+        None,
+        description="Of the site, as shop/welcome: its files stand in for subject, text and HTML that are left out",
     )
     context: dict[str, Any] = Field({}, description="What the template sees")
-    headers: dict[str, str] = Field({}, examples=[{"X-Order": "4711"}])
+    headers: dict[str, str] = Field(
+        {},
+        examples=[{"X-Order": "4711"}],
+        description="Of the client's own: none that is made from the mail, or that tells a provider what to do",
+        json_schema_extra={"propertyNames": {"pattern": "^[A-Za-z0-9-]{1,64}$"}},
+    )
     attachments: list[FileIn] = []
     priority: PriorityIn | None = Field(None, description="Smaller is sooner: urgent is 0, bulk 40; null: the stream's")
     send_at: Instant | None = Field(None, description="Not before")
@@ -110,7 +135,7 @@ class MessageIn(WordsIn):
 
 
 class RecipientIn(Known):
-    email: str
+    email: Email
     data: dict[str, Any] | None = Field(None, description="What {{ name }} in subject, text and HTML is replaced by")
 
 
@@ -126,13 +151,16 @@ class JobIn(WordsIn):
     """One mail to each of many: to `recipients`, or to an audience that the site knows by name."""
 
     recipients: list[Recipient] | None = Field(None, examples=[["ann@example.org"]])
-    audience: str | None = None
+    # A list of addresses would be no name: queue_job() takes either, and here each is counted otherwise.
+    audience: str | None = Field(None, pattern=r"^[^@,;\s]+$", max_length=100)
     stream: str = "bulk"
 
 
 class QueuedOut(Schema):
+    """It is in the queue: look it up under its id."""
+
     id: UUID
-    status: str
+    status: str = Field(examples=["queued"])
 
 
 class RecipientOut(Schema):
@@ -226,10 +254,10 @@ class JobInFullOut(JobOut):
 
 
 class SuppressionIn(Known):
-    address: str = Field(examples=["ann@example.org"])
+    address: Email = Field(examples=["ann@example.org"])
     stream: str = Field(EVERY_STREAM, description="Empty: mail of every stream")
     reason: Literal["manual", "unsubscribed", "bounced", "complained"] = "manual"
-    detail: str = ""
+    detail: str = Field("", max_length=500, json_schema_extra=LINE)
 
 
 class SuppressionOut(Schema):
@@ -251,6 +279,18 @@ class PageOut(Schema, Generic[T]):
     next: str | None
 
 
+class MessagesOut(PageOut[MessageOut]):
+    """A page of messages."""
+
+
+class JobsOut(PageOut[JobOut]):
+    """A page of jobs."""
+
+
+class SuppressionsOut(PageOut[SuppressionOut]):
+    """A page of suppressions."""
+
+
 class ErrorOut(Schema):
     """A field that is wrong: a JSON pointer into the body, or a parameter."""
 
@@ -260,13 +300,21 @@ class ErrorOut(Schema):
 
 
 class Problem(Schema):
-    """RFC 9457."""
+    """Why it was not done, as RFC 9457 has it: nothing of the request was."""
 
-    type: str
-    title: str
-    status: int
-    detail: str
-    errors: list[ErrorOut] = []
+    type: str = Field(description="about:blank: the status says what kind of problem it is", examples=["about:blank"])
+    title: str = Field(description="What HTTP calls the status", examples=["Unprocessable Content"])
+    status: int = Field(examples=[422])
+    detail: str = Field(description="What is wrong, for people", examples=["The mail has fields that are wrong."])
+    errors: list[ErrorOut] = Field([], description="Left out where it is none of the fields")
 
 
-REFUSALS = dict.fromkeys((400, 401, 403, 404, 409, 413, 415, 422, 429, 503), Problem)
+def _refusals(*further: int) -> dict[int, type[Problem]]:
+    return dict.fromkeys(sorted((400, 401, 403, 503, *further)), Problem)
+
+
+LISTING = _refusals(422)
+FINDING = _refusals(404)
+MOVING = _refusals(404, 409, 422)
+ENTERING = _refusals(409, 411, 413, 415, 422)
+QUEUEING = _refusals(409, 411, 413, 415, 422, 429)

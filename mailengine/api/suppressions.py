@@ -21,24 +21,40 @@ from .messages import READING
 from .once import once
 from .paging import Paging, page_of
 from .refusals import PROBLEM, QUERY, Refusal
-from .schemas import REFUSALS, LiftedOut, PageOut, SuppressionIn, SuppressionOut
+from .schemas import (
+    ENTERING,
+    LISTING,
+    Email,
+    LiftedOut,
+    Problem,
+    StreamFilter,
+    SuppressionIn,
+    SuppressionOut,
+    SuppressionsOut,
+)
 
 router = Router(tags=["suppressions"])
 WRITING = BearerKey(shape=PROBLEM, limit="body_bytes")
 
 
-class Filters(Paging):
-    address: str | None = None
-    stream: str | None = None
+class SuppressionFilters(Paging):
+    address: Email | None = None
+    stream: StreamFilter | None = None
 
 
-class Entry(Schema):
-    address: str
-    stream: str = EVERY_STREAM
+class SuppressionKey(Schema):
+    address: Email
+    stream: StreamFilter = EVERY_STREAM
 
 
-@router.get("", auth=READING, response={200: PageOut[SuppressionOut], **REFUSALS}, summary="Look suppressions up")
-def list_suppressions(request: HttpRequest, filters: Query[Filters]) -> Any:
+@router.get(
+    "",
+    auth=READING,
+    response={200: SuppressionsOut, **LISTING},
+    operation_id="listSuppressions",
+    summary="Look suppressions up",
+)
+def list_suppressions(request: HttpRequest, filters: Query[SuppressionFilters]) -> Any:
     """All of them, or those of an address; the newest first."""
     check_scope(caller_of(request), SUPPRESSIONS)
     found = Suppression.objects.all()
@@ -49,7 +65,13 @@ def list_suppressions(request: HttpRequest, filters: Query[Filters]) -> Any:
     return page_of(found, filters, by="id", show=_shown)
 
 
-@router.post("", auth=WRITING, response={201: SuppressionOut, **REFUSALS}, summary="Leave an address alone")
+@router.post(
+    "",
+    auth=WRITING,
+    response={201: SuppressionOut, **ENTERING},
+    operation_id="createSuppression",
+    summary="Leave an address alone",
+)
 def create(request: HttpRequest, payload: SuppressionIn) -> Any:
     """No mail of that stream, or of any, goes to it from now on. Where it is suppressed already, that entry stays."""
     key = caller_of(request)
@@ -71,8 +93,14 @@ def create(request: HttpRequest, payload: SuppressionIn) -> Any:
     return Status(201, once(request, key, enter))
 
 
-@router.delete("", auth=READING, response={200: LiftedOut, **REFUSALS}, summary="Write to an address again")
-def lift(request: HttpRequest, entry: Query[Entry]) -> Any:
+@router.delete(
+    "",
+    auth=READING,
+    response={200: LiftedOut, **LISTING, 404: Problem},
+    operation_id="deleteSuppression",
+    summary="Write to an address again",
+)
+def lift(request: HttpRequest, entry: Query[SuppressionKey]) -> Any:
     """Takes the entry of that stream away, or the one for every stream; 404 where there is none."""
     check_scope(caller_of(request), SUPPRESSIONS)
     address = _key_of(entry.address, f"{QUERY}address")

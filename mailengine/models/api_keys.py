@@ -9,8 +9,8 @@ import ipaddress
 import math
 import re
 import secrets
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -33,9 +33,7 @@ SEEN_SECONDS = 60
 """The last use is noted by the minute, so that not each request writes."""
 
 _CLIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,49}")
-_SECRET = re.compile(r"me_([a-z2-7]{8})_([A-Za-z0-9_-]{43})")
-_NOBODYS = hashlib.sha256(b"").hexdigest()
-"""What an unknown key is compared with, so that it takes as long as one that is known."""
+SECRET = re.compile(r"me_([a-z2-7]{8})_([A-Za-z0-9_-]{43})")
 
 
 class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
@@ -52,14 +50,18 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
 
     def authenticate(self, secret: str, *, address: str) -> ApiKey | None:
         """The key that this is the secret of, if it may be used from this IP address now; its use is entered."""
-        found = _SECRET.fullmatch(secret)
-        key = self.filter(prefix=found[1] if found else "").annotate(now=db_now()).first()
-        is_right = hmac.compare_digest(_digest(secret), key.digest if key else _NOBODYS)
-        if key is None or not is_right or not key.is_valid(at=key.now) or not key.may_come_from(address):
+        # One that may not be used is not even found: a revoked key takes as long as one that never was.
+        found, digest = SECRET.fullmatch(secret), _digest(secret)
+        key = self.valid().filter(prefix=found[1] if found else "", digest=digest).annotate(now=db_now()).first()
+        if key is None or not hmac.compare_digest(digest, key.digest) or not key.may_come_from(address):
             return None
         if key.last_used_at is None or key.last_used_at < key.now - timedelta(seconds=SEEN_SECONDS):
             self.filter(pk=key.pk).update(last_used_at=key.now)
         return key
+
+    def valid(self) -> ApiKeyQuerySet:
+        """Those that are neither revoked nor over."""
+        return self.filter(models.Q(expires_at=None) | models.Q(expires_at__gt=db_now()), revoked_at=None)
 
     def revoke(self) -> int:
         """From the next request on they are none; how many were keys before."""
@@ -104,9 +106,6 @@ class ApiKey(models.Model):
     )
 
     objects = ApiKeyQuerySet.as_manager()
-
-    if TYPE_CHECKING:
-        now: datetime  # annotated by authenticate()
 
     class Meta:
         verbose_name = _("API key")
@@ -156,11 +155,9 @@ class ApiKey(models.Model):
         if wrong:
             raise ValidationError(wrong)
 
-    def is_valid(self, *, at: datetime) -> bool:
-        return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
-
     def is_valid_now(self) -> bool:
-        return self.is_valid(at=read_now(router.db_for_read(ApiKey)))
+        now = read_now(router.db_for_read(ApiKey))
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
     def may(self, scope: str) -> bool:
         return scope in self.scopes

@@ -19,9 +19,10 @@ from django.conf import settings as django_settings
 from django.core.mail import EmailMessage
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connections, router
-from django.template import Context, TemplateDoesNotExist
+from django.template import Context, TemplateDoesNotExist, VariableDoesNotExist
 from django.template.backends.django import Template as DjangoTemplate
 from django.template.loader import select_template
+from django.urls import NoReverseMatch
 
 from ..addresses import Address
 from ..clock import DatabaseNow
@@ -37,6 +38,10 @@ from .plaintext import text_from_html
 logger = logging.getLogger(__name__)
 
 LONGEST_TEMPLATE_NAME = 200
+_CONTEXT_LACKS = (
+    NoReverseMatch, VariableDoesNotExist, ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
+)  # fmt: skip
+"""What tags and filters raise for a value that is not there, or is none of their kind."""
 MOST_CHARACTERS = 1_000_000
 """Of words in one statement, give or take one mail."""
 
@@ -180,7 +185,7 @@ def rendered(
 
     `template="app/name"` stands for `app/name.subject.txt`, `app/name.txt` and `app/name.html`. Of several templates,
     each file is that of the first one that has it. Only the HTML is escaped.
-    Raises `UnknownTemplate` when none of the files exists.
+    Raises `UnknownTemplate` when none of the files exists, and `InvalidMail` when the context is none for them.
     """
     if template is None:
         return subject, text, html or ""
@@ -210,6 +215,12 @@ def _part(names: Sequence[object], ending: str, context: dict[str, Any]) -> str 
     except TemplateDoesNotExist as error:
         name = getattr(getattr(template, "origin", None), "template_name", f"{names[-1]}.{ending}")
         raise UnknownTemplate(f"The template {name!r} includes {str(error)!r}, which does not exist.") from error
+    except _CONTEXT_LACKS as error:
+        # Its text may show values and URLs, and this one is shown to clients of the HTTP API: it stays in the cause.
+        raise InvalidMail(
+            f"A template of {names[-1]!r:.80} can't be rendered with this context: {type(error).__name__}."
+            " Look at what it asks for."
+        ) from error
 
 
 def _may_be_a_file(name: object) -> bool:
