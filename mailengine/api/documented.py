@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from django.core.mail import EmailMultiAlternatives
 from django.http import HttpRequest
-from ninja import Router, Schema
-from pydantic import Field
+from ninja import Router
+from pydantic import BaseModel, Field
 
 from ..conf import get_settings
 from ..errors import InvalidAddress, InvalidMail
@@ -45,11 +45,11 @@ class SendIn(Known):
     email: EmailIn
 
 
-class SendOut(Schema):
+class SendOut(BaseModel):
     messageId: str
 
 
-class StatusOut(Schema):
+class StatusOut(BaseModel):
     """What became of a message; times are ISO 8601, with their offset."""
 
     messageId: str
@@ -64,7 +64,7 @@ class StatusOut(Schema):
     sentAt: datetime | None
 
 
-class ErrorsOut(Schema):
+class ErrorsOut(BaseModel):
     """A sentence for each wrong field by its name, and under `base` for the request as a whole."""
 
     errors: dict[str, str]
@@ -86,7 +86,7 @@ class MailIn(Known):
     bcc: list[AddressIn] = []
 
 
-class MailOut(Schema):
+class MailOut(BaseModel):
     queued: Literal[True] = True
     tracking_ids: list[str] = Field(alias="tracking-ids")
 

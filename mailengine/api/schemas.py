@@ -8,8 +8,7 @@ from uuid import UUID
 
 from django.utils.dateparse import parse_datetime
 from django.utils.timezone import is_naive
-from ninja import Schema
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ..addresses import parse_address
 from ..errors import InvalidAddress
@@ -21,9 +20,10 @@ T = TypeVar("T")
 PRIORITIES = {name.lower(): int(Priority[name]) for name in Priority.names}
 
 
-class Known(Schema):
+class Known(BaseModel):
     """An object that has no other fields than these, each of its own JSON type."""
 
+    # Not ninja's Schema: that would validate it twice, and what is within it four times.
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -130,19 +130,19 @@ class JobIn(WordsIn):
     stream: str = "bulk"
 
 
-class QueuedOut(Schema):
+class QueuedOut(BaseModel):
     id: UUID
     status: str
 
 
-class RecipientOut(Schema):
+class RecipientOut(BaseModel):
     address: str
     name: str
     kind: Literal["to", "cc", "bcc"]
     outcome: str = Field(description="accepted, refused, deferred or suppressed; empty: still to be served")
 
 
-class AttemptOut(Schema):
+class AttemptOut(BaseModel):
     """One try at one provider."""
 
     number: int
@@ -154,7 +154,7 @@ class AttemptOut(Schema):
     detail: str
 
 
-class EventOut(Schema):
+class EventOut(BaseModel):
     """Something that happened to a message."""
 
     type: str = Field(description="queued, begun, an outcome of an attempt, a status it ended in, or delivery news")
@@ -163,7 +163,7 @@ class EventOut(Schema):
     detail: str = ""
 
 
-class MessageOut(Schema):
+class MessageOut(BaseModel):
     """A message; times are ISO 8601, with their offset."""
 
     id: UUID
@@ -192,13 +192,13 @@ class MessageInFullOut(MessageOut):
     events: list[EventOut] = Field(description="In the order of their times; those without one come last")
 
 
-class MalformedOut(Schema):
+class MalformedOut(BaseModel):
     line: int
     address: str
     why: str
 
 
-class JobOut(Schema):
+class JobOut(BaseModel):
     """A job, and how far it has come."""
 
     id: UUID
@@ -232,7 +232,7 @@ class SuppressionIn(Known):
     detail: str = ""
 
 
-class SuppressionOut(Schema):
+class SuppressionOut(BaseModel):
     address: str
     stream: str = Field(description="Empty: mail of every stream")
     reason: Literal[tuple(Suppression.Reason.values)]  # type: ignore[valid-type]
@@ -240,18 +240,18 @@ class SuppressionOut(Schema):
     since: datetime
 
 
-class LiftedOut(Schema):
+class LiftedOut(BaseModel):
     lifted: int
 
 
-class PageOut(Schema, Generic[T]):
+class PageOut(BaseModel, Generic[T]):
     """Some of them, and the cursor of the next page; null: that was the last."""
 
     items: list[T]
     next: str | None
 
 
-class ErrorOut(Schema):
+class ErrorOut(BaseModel):
     """A field that is wrong: a JSON pointer into the body, or a parameter."""
 
     detail: str
@@ -259,7 +259,7 @@ class ErrorOut(Schema):
     parameter: str | None = None
 
 
-class Problem(Schema):
+class Problem(BaseModel):
     """RFC 9457."""
 
     type: str
