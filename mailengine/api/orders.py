@@ -184,8 +184,8 @@ def _arguments(item: WordsIn, uploads: Sequence[Upload], wrong: dict[str, str]) 
         "priority": item.priority,
         "send_at": item.send_at,
         "expires_at": item.expires_at,
-        "metadata": item.metadata,
-        "tags": item.tags,
+        "metadata": item.metadata or None,
+        "tags": item.tags or None,
     }
 
 
