@@ -46,9 +46,17 @@ class Medians:
 
 
 def main(
-    cases: Mapping[str, Callable[[], Figures]], line: Callable[[Medians], str], *, title: str, repeats: int
+    cases: Mapping[str, Callable[[], Figures]],
+    line: Callable[[Medians], str],
+    *,
+    title: str,
+    repeats: int,
+    quick: Mapping[str, Callable[[], Figures]] | None = None,
 ) -> None:
-    """Run the cases that the command line names, all by default, and print a line for each."""
+    """Run the cases that the command line names, all by default, and print a line for each.
+
+    `quick` has the same cases with so little to do that they only show whether they run.
+    """
     parser = argparse.ArgumentParser(description=title)
     parser.add_argument(
         "--repeats", type=int, default=repeats, metavar="N", help="runs of each case; default: %(default)s"
@@ -57,14 +65,17 @@ def main(
         "--case", action="append", choices=list(cases), help="only this one; may be given more than once"
     )
     parser.add_argument("--child", choices=list(cases), help=argparse.SUPPRESS)
+    if quick is not None:
+        parser.add_argument("--quick", action="store_true", help="with too little for figures that mean something")
     options = parser.parse_args()
+    flags = ["--quick"] if quick is not None and options.quick else []
     if options.child:
-        say(json.dumps(cases[options.child]()))
+        say(json.dumps((quick if quick is not None and flags else cases)[options.child]()))
         return
     say(f"{title}: median of {options.repeats} runs (lowest to highest)")
     say(f"{_in_child('--versions')}")
     for name in options.case or cases:
-        runs = [json.loads(_in_child(sys.argv[0], "--child", name)) for _ in range(options.repeats)]
+        runs = [json.loads(_in_child(sys.argv[0], "--child", name, *flags)) for _ in range(options.repeats)]
         say(f"  {name}: {line(Medians(runs))}")
 
 
@@ -130,6 +141,13 @@ def versions() -> str:
         database = f"{connection.display_name} {database}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{cores} cores, Python {platform.python_version()}, Django {get_version()}, {database}"
+
+
+def url_of(connection: BaseDatabaseWrapper) -> str:
+    """DATABASE_URL for another process that is to use this database of PostgreSQL."""
+    now = connection.settings_dict
+    secret = f":{now['PASSWORD']}" if now["PASSWORD"] else ""
+    return f"postgres://{now['USER']}{secret}@{now['HOST']}:{now['PORT']}/{now['NAME']}"
 
 
 def database_bytes(connection: BaseDatabaseWrapper) -> int:

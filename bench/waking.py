@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from support import ROOT, Figures, Medians, main, scratch_database
+from support import ROOT, Figures, Medians, main, scratch_database, url_of
 
 MAILS = 200
 SECONDS = 1.0
@@ -151,11 +151,9 @@ def _insert(url: str, way: str, _number: int) -> int:
 
 
 def _url(connection: Any) -> str:
-    now = connection.settings_dict
     if connection.vendor != "postgresql":
         raise SystemExit("waking.py is about PostgreSQL: set DATABASE_URL")
-    secret = f":{now['PASSWORD']}" if now["PASSWORD"] else ""
-    return f"postgres://{now['USER']}{secret}@{now['HOST']}:{now['PORT']}/{now['NAME']}"
+    return url_of(connection)
 
 
 def line(figures: Medians) -> str:

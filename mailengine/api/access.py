@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from email.utils import parseaddr
 
 from django.conf import settings
 from django.http import HttpRequest
@@ -47,14 +46,15 @@ def check_stream(key: ApiKey, stream: str) -> None:
 
 def may_send_as(key: ApiKey, from_email: str | None) -> bool:
     """Whether mail of this key may have this sender; None is the site's own."""
-    address = parseaddr(from_email or settings.DEFAULT_FROM_EMAIL)[1]
-    if not key.allowed_senders:
-        return not from_email or address.casefold() == parseaddr(settings.DEFAULT_FROM_EMAIL)[1].casefold()
+    if not from_email and not key.allowed_senders:
+        return True
+    own = settings.DEFAULT_FROM_EMAIL
     try:
-        wanted = parse_address(address).key
+        wanted = parse_address(from_email or own).key
+        allowed = key.allowed_senders or [parse_address(own).spec]
     except InvalidAddress:
         return False
-    return is_among(wanted, {str(allowed).casefold() for allowed in key.allowed_senders})
+    return is_among(wanted, {str(entry).casefold() for entry in allowed})
 
 
 def spend(key: ApiKey, count: int) -> None:

@@ -12,8 +12,8 @@ from uuid import UUID
 
 from django.core.mail import EmailMultiAlternatives
 from django.http import HttpRequest
-from ninja import Body, Router, Schema
-from pydantic import Field
+from ninja import Body, Router
+from pydantic import BaseModel, Field
 
 from ..conf import get_settings
 from ..errors import InvalidAddress, InvalidMail
@@ -46,13 +46,13 @@ class SendIn(Known):
     email: EmailIn
 
 
-class SendOut(Schema):
+class SendOut(BaseModel):
     """It is in the queue: look it up under its id."""
 
     messageId: UUID
 
 
-class StatusOut(Schema):
+class StatusOut(BaseModel):
     """What became of a message; times are ISO 8601, with their offset."""
 
     messageId: UUID
@@ -67,7 +67,7 @@ class StatusOut(Schema):
     sentAt: datetime | None
 
 
-class ErrorsOut(Schema):
+class ErrorsOut(BaseModel):
     """A sentence for each wrong field by its name, and under `base` for the request as a whole."""
 
     errors: dict[str, str]
@@ -100,7 +100,7 @@ class MailIn(Known):
 Mails = Annotated[list[MailIn], Field(json_schema_extra={"minItems": 1})]
 
 
-class MailOut(Schema):
+class MailOut(BaseModel):
     queued: Literal[True] = True
     tracking_ids: list[UUID] = Field(alias="tracking-ids")
 

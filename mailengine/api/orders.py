@@ -205,8 +205,8 @@ def _arguments(item: WordsIn, uploads: Sequence[Upload], wrong: dict[str, str]) 
         "priority": item.priority,
         "send_at": item.send_at,
         "expires_at": item.expires_at,
-        "metadata": item.metadata,
-        "tags": item.tags,
+        "metadata": item.metadata or None,
+        "tags": item.tags or None,
     }
 
 
@@ -231,7 +231,7 @@ def _files(files: Sequence[FileIn], wrong: dict[str, str]) -> list[Any]:
     found = []
     for number, file in enumerate(files):
         try:
-            data = b64decode(re.sub(r"\s", "", file.content), validate=True)
+            data = b64decode("".join(file.content.split()), validate=True)
         except (binascii.Error, ValueError):
             wrong[f"attachments.{number}.content"] = "is no base64"
             continue

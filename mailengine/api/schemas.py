@@ -8,8 +8,7 @@ from uuid import UUID
 
 from django.utils.dateparse import parse_datetime
 from django.utils.timezone import is_naive
-from ninja import Schema
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from ..addresses import parse_address
 from ..errors import InvalidAddress
@@ -35,9 +34,10 @@ Id = Annotated[str, WithJsonSchema({"type": "string", "format": "uuid"})]
 """The id in a path: what is none is found nowhere."""
 
 
-class Known(Schema):
+class Known(BaseModel):
     """An object that has no other fields than these, each of its own JSON type."""
 
+    # Not ninja's Schema: that would validate it twice, and what is within it four times.
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -156,21 +156,21 @@ class JobIn(WordsIn):
     stream: str = "bulk"
 
 
-class QueuedOut(Schema):
+class QueuedOut(BaseModel):
     """It is in the queue: look it up under its id."""
 
     id: UUID
     status: str = Field(examples=["queued"])
 
 
-class RecipientOut(Schema):
+class RecipientOut(BaseModel):
     address: str
     name: str
     kind: Literal["to", "cc", "bcc"]
     outcome: str = Field(description="accepted, refused, deferred or suppressed; empty: still to be served")
 
 
-class AttemptOut(Schema):
+class AttemptOut(BaseModel):
     """One try at one provider."""
 
     number: int
@@ -182,7 +182,7 @@ class AttemptOut(Schema):
     detail: str
 
 
-class EventOut(Schema):
+class EventOut(BaseModel):
     """Something that happened to a message."""
 
     type: str = Field(description="queued, begun, an outcome of an attempt, a status it ended in, or delivery news")
@@ -191,7 +191,7 @@ class EventOut(Schema):
     detail: str = ""
 
 
-class MessageOut(Schema):
+class MessageOut(BaseModel):
     """A message; times are ISO 8601, with their offset."""
 
     id: UUID
@@ -220,13 +220,13 @@ class MessageInFullOut(MessageOut):
     events: list[EventOut] = Field(description="In the order of their times; those without one come last")
 
 
-class MalformedOut(Schema):
+class MalformedOut(BaseModel):
     line: int
     address: str
     why: str
 
 
-class JobOut(Schema):
+class JobOut(BaseModel):
     """A job, and how far it has come."""
 
     id: UUID
@@ -260,7 +260,7 @@ class SuppressionIn(Known):
     detail: str = Field("", max_length=500, json_schema_extra=LINE)
 
 
-class SuppressionOut(Schema):
+class SuppressionOut(BaseModel):
     address: str
     stream: str = Field(description="Empty: mail of every stream")
     reason: Literal[tuple(Suppression.Reason.values)]  # type: ignore[valid-type]
@@ -268,11 +268,11 @@ class SuppressionOut(Schema):
     since: datetime
 
 
-class LiftedOut(Schema):
+class LiftedOut(BaseModel):
     lifted: int
 
 
-class PageOut(Schema, Generic[T]):
+class PageOut(BaseModel, Generic[T]):
     """Some of them, and the cursor of the next page; null: that was the last."""
 
     items: list[T]
@@ -291,7 +291,7 @@ class SuppressionsOut(PageOut[SuppressionOut]):
     """A page of suppressions."""
 
 
-class ErrorOut(Schema):
+class ErrorOut(BaseModel):
     """A field that is wrong: a JSON pointer into the body, or a parameter."""
 
     detail: str
@@ -299,7 +299,7 @@ class ErrorOut(Schema):
     parameter: str | None = None
 
 
-class Problem(Schema):
+class Problem(BaseModel):
     """Why it was not done, as RFC 9457 has it: nothing of the request was."""
 
     type: str = Field(description="about:blank: the status says what kind of problem it is", examples=["about:blank"])

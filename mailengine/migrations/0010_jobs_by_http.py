@@ -1,4 +1,4 @@
-"""What a job is called by HTTP."""
+"""What a job is called by HTTP; keys are looked up by their hash, which goes when they are revoked."""
 
 from typing import Any
 
@@ -30,6 +30,9 @@ class Migration(migrations.Migration):
                 ' how names of templates begin, "audience:" and its name.',
                 verbose_name="may",
             ),
+        ),
+        migrations.AlterField(
+            "apikey", "digest", models.CharField(editable=False, max_length=64, null=True, unique=True)
         ),
         migrations.AddField("messagejob", "public_id", models.UUIDField(null=True, editable=False)),
         migrations.RunPython(name_those_that_are_there, migrations.RunPython.noop, elidable=True),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import hmac
 import ipaddress
 import math
 import re
 import secrets
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
@@ -22,6 +21,7 @@ from ..clock import db_now, read_now
 from ..conf import get_settings
 from ..errors import InvalidAddress
 from ..rate import free_at, left, limits_of, taken
+from .bulk import instances, select_among
 from .fields import JSONField
 
 READ, CANCEL, SUPPRESSIONS, URGENT = "read", "cancel", "suppressions", "urgent"
@@ -49,23 +49,32 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         return key, secret
 
     def authenticate(self, secret: str, *, address: str) -> ApiKey | None:
-        """The key that this is the secret of, if it may be used from this IP address now; its use is entered."""
-        # One that may not be used is not even found: a revoked key takes as long as one that never was.
-        found, digest = SECRET.fullmatch(secret), _digest(secret)
-        key = self.valid().filter(prefix=found[1] if found else "", digest=digest).annotate(now=db_now()).first()
-        if key is None or not hmac.compare_digest(digest, key.digest) or not key.may_come_from(address):
+        """The key that this is the secret of, if it may be used from this IP address now; its use is entered.
+
+        It is looked up by its hash: all that is no valid key takes the same time, whatever it is like.
+        """
+        fields = self.model._meta.concrete_fields
+        rows = select_among(
+            self.model,
+            [field.name for field in fields],
+            key="digest",
+            values=[_digest(secret)],
+            using=self.db,
+            with_now=True,
+        )
+        if not rows:
             return None
-        if key.last_used_at is None or key.last_used_at < key.now - timedelta(seconds=SEEN_SECONDS):
-            self.filter(pk=key.pk).update(last_used_at=key.now)
+        (*values, now) = rows[0]
+        (key,) = instances(self.model, fields, [values], using=self.db)
+        if not key.is_valid(at=now) or not key.may_come_from(address):
+            return None
+        if key.last_used_at is None or key.last_used_at < now - timedelta(seconds=SEEN_SECONDS):
+            self.filter(pk=key.pk).update(last_used_at=now)
         return key
 
-    def valid(self) -> ApiKeyQuerySet:
-        """Those that are neither revoked nor over."""
-        return self.filter(models.Q(expires_at=None) | models.Q(expires_at__gt=db_now()), revoked_at=None)
-
     def revoke(self) -> int:
-        """From the next request on they are none; how many were keys before."""
-        return self.filter(revoked_at=None).update(revoked_at=db_now())
+        """From the next request on they are none; how many were keys before. Their hashes go, too."""
+        return self.filter(revoked_at=None).update(revoked_at=db_now(), digest=None)
 
 
 class ApiKey(models.Model):
@@ -75,7 +84,7 @@ class ApiKey(models.Model):
         _("client"), max_length=50, help_text=_("Whose it is. All keys of a client see the same mail.")
     )
     prefix = models.CharField(_("begins with"), max_length=8, unique=True, editable=False)
-    digest = models.CharField(max_length=64, editable=False)
+    digest = models.CharField(max_length=64, unique=True, null=True, editable=False)  # noqa: DJ001  "" is not unique
     scopes = JSONField(
         _("may"),
         default=list,
@@ -155,9 +164,11 @@ class ApiKey(models.Model):
         if wrong:
             raise ValidationError(wrong)
 
+    def is_valid(self, *, at: datetime) -> bool:
+        return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
+
     def is_valid_now(self) -> bool:
-        now = read_now(router.db_for_read(ApiKey))
-        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+        return self.is_valid(at=read_now(router.db_for_read(ApiKey)))
 
     def may(self, scope: str) -> bool:
         return scope in self.scopes

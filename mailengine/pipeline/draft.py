@@ -29,7 +29,7 @@ from ..clock import DatabaseNow
 from ..errors import InvalidAddress, InvalidMail, UnknownTemplate
 from ..headers import UNSAFE, header_text
 from ..models import Attachment, Content, ContentFile
-from ..models.bulk import insert
+from ..models.bulk import insert, insert_long
 from .checked import checked_address, checked_headers, checked_json, checked_mapping, checked_text, listed
 from .extras import ANYMAIL_ATTRIBUTES, alternative_of, checked_extras
 from .files import File, file_of
@@ -123,7 +123,7 @@ def store_drafts(drafts: Sequence[Draft], *, now: datetime) -> list[Content]:
         if draft._identity not in rows:
             rows[draft._identity] = (draft, draft._content(now))
     for piece in _pieces([content for _draft, content in rows.values()]):
-        Content.objects.using(using).bulk_create(piece)
+        insert_long(piece, using=using)
     for draft, content in rows.values():
         draft._keep_files(content)
     return [rows[draft._identity][1] for draft in drafts]

@@ -15,6 +15,9 @@ from mailengine.models import ApiKey
 
 UNKNOWN = "me_aaaaaaaa_" + "x" * 43
 
+# Committed: until then a database still has the hash of a key that is revoked.
+pytestmark = pytest.mark.django_db(transaction=True)
+
 
 @pytest.fixture
 def wrong(caller):
