@@ -112,7 +112,7 @@ class ApiPolicy:
     body_bytes: int = 25_000_000
     """The body of any other request."""
     words_bytes: int = 1_048_576
-    """Subject, text and HTML of one mail, in UTF-8."""
+    """All words of one mail, in UTF-8, with its headers, metadata, tags and context as JSON."""
     mails: int = 10
     """Mails in one `POST /mail`."""
     messages: int = 1_000
