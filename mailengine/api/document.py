@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from ninja.openapi.schema import OpenAPISchema
+from ninja.responses import NinjaJSONEncoder
 from pydantic import BaseModel
 
 from .refusals import PROBLEM
@@ -63,7 +65,15 @@ def complete(document: OpenAPISchema) -> OpenAPISchema:
                 operation["parameters"].append(_IDEMPOTENCY_KEY)
             for status, response in operation["responses"].items():
                 _complete_response(response, status, operation["operationId"])
+    _leave_out_unused(document)
     return document
+
+
+def _leave_out_unused(document: OpenAPISchema) -> None:
+    """ninja lists the models of parameters, too, which its operations say in full."""
+    used, schemas = json.dumps(document, cls=NinjaJSONEncoder), document["components"]["schemas"]
+    for name in [name for name in schemas if f'"#/components/schemas/{name}"' not in used]:
+        del schemas[name]
 
 
 def _complete_response(response: dict[str, Any], status: int, operation: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mailengine.api.urls import api
 from mailengine.models import Message, MessageJob
 
 from .test_jobs import a_job
@@ -95,6 +96,13 @@ def test_each_operation_says_what_a_client_needs(client):
         for status, response in operation["responses"].items():
             kind = "application/problem+json" if status >= "400" and path.startswith("/api/v1/") else "application/json"
             assert list(response["content"]) == [kind]
+
+
+def test_it_is_made_once(client):
+    """Anybody may ask for it, and it takes its time to make."""
+    assert api.get_openapi_schema() is api.get_openapi_schema()
+    assert "/elsewhere/mail" in api.get_openapi_schema(path_prefix="/elsewhere/")["paths"]
+    assert "/mail" in client.get("/api/v1/openapi.json").json()["paths"]
 
 
 def test_the_page_of_the_document_asks_no_other_host(client):
