@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 from django.db import Error as DatabaseFault
@@ -99,6 +100,7 @@ class Api(NinjaAPI):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(parser=_Parser(), **options)
+        self.add_decorator(_forgetful, mode="view")
         for kind in (Refusal, ValidationError, HttpError, Http404, DatabaseFault, InvalidMail, UnknownName,
                      UnknownTemplate, IdempotencyConflict, RequestUnderWay, Exception):  # fmt: skip
             self.add_exception_handler(kind, _answer)
@@ -115,6 +117,20 @@ class Api(NinjaAPI):
                     if content.get("application/json", {}).get("schema", {}).get("$ref", "").endswith("/Problem"):
                         content[PROBLEM.content_type] = content.pop("application/json")
         return schema
+
+
+def _forgetful(run: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """Let go of the body with the answer: Django's middleware ties requests into cycles, which live on for a while."""
+
+    @wraps(run)
+    def answer(request: HttpRequest, **parameters: Any) -> HttpResponse:
+        try:
+            return run(request, **parameters)
+        finally:
+            for name in (_DOCUMENT, _UPLOADS):
+                vars(request).pop(name, None)
+
+    return answer
 
 
 def _answer(request: HttpRequest, error: Exception | type[Exception]) -> HttpResponse:
