@@ -113,7 +113,7 @@ class Api(NinjaAPI):
         patterns, app, namespace = super().urls
         for pattern in patterns:
             if isinstance(pattern, URLPattern):
-                pattern.callback = _with_problems(pattern.callback)
+                pattern.callback = _as_served(pattern.callback)
         return patterns, app, namespace
 
     def get_openapi_schema(
@@ -139,12 +139,19 @@ def unknown(request: HttpRequest) -> HttpResponse:
     return _answer(request, Refusal(404, "Not found."))
 
 
-def _with_problems(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """This view, with a problem for a method that it doesn't know: ninja says that in words of its own."""
+def _as_served(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """This view, with a problem for a method that it doesn't know, and nothing of the body left after its answer.
+
+    ninja says the first in words of its own. Django's middleware ties requests into cycles, which live on for a while.
+    """
 
     @wraps(view)
     def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        response = view(request, *args, **kwargs)
+        try:
+            response = view(request, *args, **kwargs)
+        finally:
+            for name in (_DOCUMENT, _UPLOADS):
+                vars(request).pop(name, None)
         if not isinstance(response, HttpResponseNotAllowed):
             return response
         allowed = ", ".join(sorted(response["Allow"].split(", ")))

@@ -14,6 +14,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from mailengine.api.door import document_of, uploads_of
 from mailengine.models import Content, Message
 
 from .conftest import errors_of, problem_of
@@ -511,3 +512,12 @@ def test_the_same_request_under_a_key(shop):
     assert forms[0].json() == forms[1].json()
     assert problem_of(forms[2], 422)
     assert Message.objects.count() == 5
+
+
+@pytest.mark.parametrize("subject", ["Hello", "Hello\nBcc: bob@example.net"], ids=["queued", "refused"])
+def test_a_request_that_is_answered_holds_its_body_no_longer(shop, subject):
+    pdf = SimpleUploadedFile("invoice.pdf", PDF)
+    answered = shop.post_form(URL, {"message": json.dumps(a_message(subject=subject)), "attachment": pdf})
+    assert answered.status_code == (201 if subject == "Hello" else 422)
+    assert document_of(answered.wsgi_request) is None
+    assert not uploads_of(answered.wsgi_request)
