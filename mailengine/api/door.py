@@ -34,8 +34,6 @@ UNAVAILABLE = "Service unavailable"
 BUSY_SECONDS = 5
 """After how long a client is told to try again while the database does not answer."""
 UNDER_WAY_SECONDS = 1
-_TOO_LARGE = 1153
-"""MariaDB and MySQL, of what exceeds `max_allowed_packet`: it never goes, however often it is asked for."""
 _DOCUMENT = "mailengine_document"
 _UPLOADS = "mailengine_uploads"
 _SHAPE = "mailengine_shape"
@@ -182,8 +180,6 @@ def _refusal_of(error: object) -> Refusal:
             return Refusal(400, "The request has too many parameters, or holds what no client of ours sends.")
         case HttpError():
             return Refusal(error.status_code, str(error))
-        case DatabaseFault(args=(code, *_)) if code == _TOO_LARGE:
-            return Refusal(413, "The database takes no statement as large as this one needs: ask for less at once.")
         case DatabaseFault():
             logger.warning("the API is unavailable: %s", type(error).__name__)
             return Refusal(503, UNAVAILABLE, retry_after=BUSY_SECONDS)

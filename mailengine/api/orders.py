@@ -39,6 +39,8 @@ from .schemas import CONTENT_ID, AddressIn, FileIn, JobIn, MessageIn, WordsIn
 
 LONGEST_SUBJECT = 998
 """Octets, as it is encoded: RFC 5322, section 2.1.1."""
+LONGEST_DATA = 4_096
+"""Bytes of JSON for one recipient of a job: 2,000 of them are one row, and MariaDB takes no statement over 16 MB."""
 MAY_BE_LONG = 150
 """Characters, below which no subject is that long."""
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -108,6 +110,9 @@ def job_from(key: ApiKey, item: JobIn, uploads: Sequence[Upload] = ()) -> JobOrd
         wrong["recipients"] = "or audience: give one of the two"
     elif item.recipients is not None and not 1 <= len(item.recipients) <= limits.recipients:
         wrong["recipients"] = f"holds 1 to {limits.recipients} entries, and this {len(item.recipients)}"
+    for number, recipient in enumerate(item.recipients or ()):
+        if recipient.data and len(json.dumps(recipient.data)) > LONGEST_DATA:
+            wrong[f"recipients.{number}.data"] = f"has more than {LONGEST_DATA:,} bytes"
     given = _arguments(item, uploads, wrong)
     _raise(wrong)
     entries = [r.email if r.data is None else (r.email, r.data) for r in item.recipients or ()]
