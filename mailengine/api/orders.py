@@ -22,7 +22,7 @@ from django.template import TemplateSyntaxError
 
 from ..addresses import parse_address
 from ..clock import db_now, read_now
-from ..conf import get_settings
+from ..conf import ApiPolicy, get_settings
 from ..errors import InvalidAddress, InvalidMail, MailengineError
 from ..headers import UNSAFE_IN_NAMES
 from ..models import ApiKey, Message, Priority
@@ -83,8 +83,8 @@ def check_priority(key: ApiKey, priority: int, *, stream: str) -> None:
 
 def order_from(key: ApiKey, item: MessageIn, uploads: Sequence[Upload] = ()) -> Order:
     """The mail that a client asks for. Raises `Refusal`, by field."""
-    wrong = _wrong_words(key, item, uploads)
     limits = get_settings().api
+    wrong = _wrong_words(key, item, uploads, limits)
     if not (item.to or item.cc or item.bcc):
         wrong["to"] = "has nobody: give at least one address in to, cc or bcc"
     for name in ("to", "cc", "bcc"):
@@ -105,7 +105,8 @@ def job_from(key: ApiKey, item: JobIn, uploads: Sequence[Upload] = ()) -> JobOrd
     """The job that a client asks for. Raises `Refusal`, by field."""
     if item.audience is not None:  # before anything is said about it: names of others are not this client's affair
         check_scope(key, f"{AUDIENCE}{item.audience}")
-    wrong, limits = _wrong_words(key, item, uploads), get_settings().api
+    limits = get_settings().api
+    wrong = _wrong_words(key, item, uploads, limits)
     if (item.recipients is None) == (item.audience is None):
         wrong["recipients"] = "or audience: give one of the two"
     elif item.recipients is not None and not 1 <= len(item.recipients) <= limits.recipients:
@@ -167,10 +168,9 @@ def with_name(address: str, name: str | None) -> str:
 _TERMS = ("stream", "priority", "send_at", "expires_at")
 
 
-def _wrong_words(key: ApiKey, item: WordsIn, uploads: Sequence[Upload]) -> dict[str, str]:
+def _wrong_words(key: ApiKey, item: WordsIn, uploads: Sequence[Upload], limits: ApiPolicy) -> dict[str, str]:
     """What a client may not say, or not so much of it."""
     wrong: dict[str, str] = {}
-    limits = get_settings().api
     further = json.dumps([item.headers, item.context, item.metadata, item.tags], ensure_ascii=False)
     if (size := octets_of(item.subject, item.text, item.html, further)) > limits.words_bytes:
         raise Refusal(413, f"The words of a mail have {limits.words_bytes:,} bytes at most, and these {size:,}.")

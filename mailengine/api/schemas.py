@@ -102,7 +102,7 @@ class WordsIn(Known):
     """What a mail says, and how it is sent."""
 
     from_: Person | None = Field(None, alias="from", description="null: the site's own sender")
-    reply_to: list[Person] = []
+    reply_to: list[Person] = Field(default_factory=list)
     subject: str = Field("", json_schema_extra=SUBJECT, description="998 octets at most, as it is encoded")
     text: str = Field("", description="Left out, it is made from the HTML", json_schema_extra=WORDS)
     html: str = Field("", json_schema_extra=WORDS)
@@ -110,27 +110,27 @@ class WordsIn(Known):
         None,
         description="Of the site, as shop/welcome: its files stand in for subject, text and HTML that are left out",
     )
-    context: dict[str, Any] = Field({}, description="What the template sees")
+    context: dict[str, Any] = Field(default_factory=dict, description="What the template sees")
     headers: dict[str, str] = Field(
         {},
         examples=[{"X-Order": "4711"}],
         description="Of the client's own: none that is made from the mail, or that tells a provider what to do",
         json_schema_extra={"propertyNames": {"pattern": "^[A-Za-z0-9-]{1,64}$"}},
     )
-    attachments: list[FileIn] = []
+    attachments: list[FileIn] = Field(default_factory=list)
     priority: PriorityIn | None = Field(None, description="Smaller is sooner: urgent is 0, bulk 40; null: the stream's")
     send_at: Instant | None = Field(None, description="Not before")
     expires_at: Instant | None = Field(None, description="Not after")
-    metadata: dict[str, Any] = Field({}, examples=[{"order": 4711}])
-    tags: list[str] = []
+    metadata: dict[str, Any] = Field(default_factory=dict, examples=[{"order": 4711}])
+    tags: list[str] = Field(default_factory=list)
 
 
 class MessageIn(WordsIn):
     """One mail, to several people together."""
 
-    to: list[Person] = Field([], examples=[["Ann <ann@example.org>"]])
-    cc: list[Person] = []
-    bcc: list[Person] = []
+    to: list[Person] = Field(default_factory=list, examples=[["Ann <ann@example.org>"]])
+    cc: list[Person] = Field(default_factory=list)
+    bcc: list[Person] = Field(default_factory=list)
     stream: str = "transactional"
 
 

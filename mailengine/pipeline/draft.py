@@ -29,7 +29,7 @@ from ..clock import DatabaseNow
 from ..errors import InvalidAddress, InvalidMail, UnknownTemplate
 from ..headers import UNSAFE, header_text
 from ..models import Attachment, Content, ContentFile
-from ..models.bulk import insert, insert_long
+from ..models.bulk import another, insert, insert_long
 from .checked import checked_address, checked_headers, checked_json, checked_mapping, checked_text, listed
 from .extras import ANYMAIL_ATTRIBUTES, alternative_of, checked_extras
 from .files import File, file_of
@@ -78,7 +78,7 @@ class Draft:
 
     def store(self, *, now: datetime | DatabaseNow) -> Content:
         """Keep the words as one row and each file once."""
-        content = self._content(now)
+        content = Content(**self._words, created_at=now)
         insert(content, using=router.db_for_write(Content))
         self._keep_files(content)
         return content
@@ -89,17 +89,18 @@ class Draft:
         further = json.dumps([list(self.reply_to), dict(self.headers), dict(self.extras)], cls=DjangoJSONEncoder)
         return self.subject, self.text, self.html, self.from_email, further, tuple(self.files)
 
-    def _content(self, now: datetime | DatabaseNow) -> Content:
-        return Content(
-            subject=self.subject,
-            text=self.text,
-            html=self.html,
-            from_email=self.from_email,
-            reply_to=list(self.reply_to),
-            headers=dict(self.headers),
-            extras=dict(self.extras),
-            created_at=now,
-        )
+    @property
+    def _words(self) -> dict[str, Any]:
+        """The fields of its content."""
+        return {
+            "subject": self.subject,
+            "text": self.text,
+            "html": self.html,
+            "from_email": self.from_email,
+            "reply_to": list(self.reply_to),
+            "headers": dict(self.headers),
+            "extras": dict(self.extras),
+        }
 
     def _keep_files(self, content: Content) -> None:
         for position, file in enumerate(self.files):
@@ -119,9 +120,10 @@ def store_drafts(drafts: Sequence[Draft], *, now: datetime) -> list[Content]:
     if not connections[using].features.can_return_rows_from_bulk_insert:  # MySQL
         return [draft.store(now=now) for draft in drafts]
     rows: dict[object, tuple[Draft, Content]] = {}
+    like = Content(created_at=now)
     for draft in drafts:
         if draft._identity not in rows:
-            rows[draft._identity] = (draft, draft._content(now))
+            rows[draft._identity] = (draft, another(like, draft._words))
     for piece in _pieces([content for _draft, content in rows.values()]):
         insert_long(piece, using=using)
     for draft, content in rows.values():

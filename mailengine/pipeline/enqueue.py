@@ -13,6 +13,7 @@ from datetime import datetime
 from email.message import Message as MIMEMessage
 from itertools import chain, islice
 from typing import Any, TypeVar
+from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.core.mail import EmailMessage, EmailMultiAlternatives
@@ -25,8 +26,9 @@ from ..clock import DatabaseNow, db_now, read_now
 from ..conf import get_settings
 from ..errors import InvalidAddress, InvalidMail
 from ..headers import UNSTORABLE, checked_line
+from ..ids import uuid7s
 from ..models import Content, IdempotencyKey, JobRecipients, Message, MessageJob, Priority
-from ..models.bulk import insert, insert_all
+from ..models.bulk import another, insert, insert_all
 from ..models.waking import wake_workers
 from .audience import find_audience
 from .checked import checked_json, checked_mapping, listed
@@ -211,9 +213,10 @@ def place_all(orders: Sequence[Order], *, client: str = "") -> list[Message]:
     for order in orders:
         _check_times(order.terms, now=now)
     contents = store_drafts([order.draft for order in orders], now=now)
+    like, ids = Message(client=client), (UUID(value) for value in uuid7s(len(orders)))
     made = [
-        _message_of(content, order.recipients, order.terms, client=client)
-        for content, order in zip(contents, orders, strict=True)
+        another(like, {"id": pk, "content_id": content.pk, **_fields_of(content, order.recipients, order.terms)})
+        for pk, content, order in zip(ids, contents, orders, strict=True)
     ]
     insert_all(made, using=using)
     wake_workers(using)
@@ -333,22 +336,23 @@ def store_message(
     draft: Draft, recipients: Sequence[Recipient], terms: Terms, *, now: datetime | DatabaseNow, **further: Any
 ) -> Message:
     """Write the rows of one mail; `further` are more fields of the message."""
-    message = _message_of(draft.store(now=now), recipients, terms, **further)
+    content = draft.store(now=now)
+    message = Message(content=content, **{**_fields_of(content, recipients, terms), **further})
     insert(message, using=router.db_for_write(Message))
     return message
 
 
-def _message_of(content: Content, recipients: Sequence[Recipient], terms: Terms, **further: Any) -> Message:
+def _fields_of(content: Content, recipients: Sequence[Recipient], terms: Terms) -> dict[str, Any]:
+    """What tells a message with these words from another."""
     first = next((r for r in recipients if r.kind == "to"), recipients[0])
     alone = len(recipients) == 1 and str(first.address) == first.address.key and first.kind == "to"
-    return Message(
-        content=content,
-        recipient=first.address.key,
-        other_recipients=None if alone else [r.as_json() for r in recipients],
-        available_at=terms.send_at or content.created_at,
-        created_at=content.created_at,
-        **{**vars(terms), **further},
-    )
+    return {
+        "recipient": first.address.key,
+        "other_recipients": None if alone else [r.as_json() for r in recipients],
+        "available_at": terms.send_at or content.created_at,
+        "created_at": content.created_at,
+        **vars(terms),
+    }
 
 
 def check_merge_fields(*words: str) -> None:

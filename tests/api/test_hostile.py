@@ -9,7 +9,6 @@ from http.client import HTTPConnection
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import call_command
-from django.db import connection
 from django.test import Client
 
 from mailengine.models import MessageJob

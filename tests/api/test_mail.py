@@ -43,7 +43,7 @@ def test_two_mails_are_queued_in_one_request(shop):
 
 def test_one_that_fails_takes_all_back(shop, monkeypatch):
     """P01"""
-    usual, calls = enqueue._message_of, []
+    usual, calls = enqueue._fields_of, []
 
     def second_fails(*args, **kwargs):
         calls.append(args)
@@ -51,7 +51,7 @@ def test_one_that_fails_takes_all_back(shop, monkeypatch):
             raise enqueue.InvalidMail("no")
         return usual(*args, **kwargs)
 
-    monkeypatch.setattr(enqueue, "_message_of", second_fails)
+    monkeypatch.setattr(enqueue, "_fields_of", second_fails)
 
     assert errors_of(shop.post("/mail", [a_mail(), a_mail()])) == {"base": "no"}
     assert not Message.objects.exists()
