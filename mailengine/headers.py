@@ -18,6 +18,7 @@ UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 # Headers are folded at white space: with the longest name before it, such a word stays within the 998 octets of a line.
 LONGEST_WORD = 900
+LONGEST_ENCODED = 10_000
 ENCODED_WORD = re.compile(r"=\?[^?]*\?[bq]\?", re.IGNORECASE)
 WORD = re.compile(r"\s*\S+")
 
@@ -48,6 +49,8 @@ def checked_line(what: str, value: object) -> str:
 
 def decoded(what: str, text: str) -> str:
     """What =?...?= words in a text say. Otherwise who reads the mail would decode what nobody has judged."""
+    if len(text) > LONGEST_ENCODED:  # it takes Python a time that is quadratic
+        raise InvalidMail(f"{what} has a =?...?= encoding of more than {LONGEST_ENCODED:,} characters. Shorten it.")
     try:
         result = str(make_header(decode_header(text)))
     except (MessageError, LookupError, ValueError) as error:

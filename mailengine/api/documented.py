@@ -26,7 +26,7 @@ from .messages import find_message
 from .once import once
 from .orders import check_address, check_subject, octets_of, queue, with_name
 from .refusals import Refusal, Shape
-from .schemas import NAME, SUBJECT, WORDS, AddressIn, Email, Id, Known
+from .schemas import NAME, SUBJECT, WORDS, AddressIn, Email, Id, Known, Some
 
 STREAM = "transactional"
 
@@ -87,17 +87,17 @@ class PartIn(Known):
 class MailIn(Known):
     """A mail to several people together."""
 
-    to: list[AddressIn] = Field(json_schema_extra={"minItems": 1})
+    to: Some[AddressIn] = Field(json_schema_extra={"minItems": 1})
     from_: AddressIn = Field(alias="from")
     subject: str = Field(examples=["News"], json_schema_extra=SUBJECT)
-    content: list[PartIn] = Field(
+    content: Some[PartIn] = Field(
         json_schema_extra={"minItems": 1, "maxItems": 2}, description="Each type at most once"
     )
-    cc: list[AddressIn] = []
-    bcc: list[AddressIn] = []
+    cc: Some[AddressIn] = []
+    bcc: Some[AddressIn] = []
 
 
-Mails = Annotated[list[MailIn], Field(json_schema_extra={"minItems": 1})]
+Mails = Annotated[Some[MailIn], Field(json_schema_extra={"minItems": 1})]
 
 
 class MailOut(BaseModel):
@@ -117,10 +117,12 @@ LABELS = {
 
 
 def _in_their_shape(refusal: Refusal) -> Mapping[str, Any]:
-    fields = {path.removeprefix("email."): text for path, text in refusal.fields.items()}
-    if fields:
-        return {"errors": {name: _labelled(name, text) for name, text in fields.items()}}
-    return {"errors": {"base": refusal.detail}}
+    fields = {path.removeprefix("email.") or "base": text for path, text in refusal.fields.items()}
+    return {"errors": {name: _labelled(name, text) for name, text in fields.items()} or _base(refusal)}
+
+
+def _base(refusal: Refusal) -> dict[str, str]:
+    return {"base": refusal.detail}
 
 
 def _labelled(name: str, text: str) -> str:
@@ -129,7 +131,10 @@ def _labelled(name: str, text: str) -> str:
 
 
 def _by_place(refusal: Refusal) -> Mapping[str, Any]:
-    return {"queued": False, "errors": refusal.fields or {"base": refusal.detail}}
+    return {
+        "queued": False,
+        "errors": {path or "base": text for path, text in refusal.fields.items()} or _base(refusal),
+    }
 
 
 router = Router(tags=["as other programs know it"])
@@ -148,25 +153,10 @@ FINDING = (400, 401, 403, 404, 503)
 )
 def send(request: HttpRequest, payload: SendIn) -> Any:
     """It is queued once this answers, in a commit of its own."""
-    key, email = caller_of(request), payload.email
-    wrong: dict[str, str] = {}
-    for name in ("fromEmail", "toEmail"):
-        check_address(name, getattr(email, name), wrong)
-    check_subject("subject", email.subject or "", wrong)
-    if not email.body.strip():
-        wrong["body"] = "is required"
-    if "fromEmail" not in wrong and not may_send_as(key, email.fromEmail):
-        wrong["fromEmail"] = "is none that this key may send as"
-    if wrong:
-        raise Refusal(422, "The mail has fields that are wrong.", fields=wrong)
-    mail = EmailMultiAlternatives(
-        email.subject or "",
-        email.body,
-        _with_name(email.fromEmail, email.fromName, "fromName"),
-        [_with_name(email.toEmail, email.toName, "toName")],
+    key = caller_of(request)
+    return once(
+        request, key, lambda: _order_of_email(key, payload.email), lambda order: {"messageId": _queue(key, [order])[0]}
     )
-    order = _order(mail, blame="subject")
-    return once(request, key, lambda: {"messageId": _queue(key, [order])[0]})
 
 
 @router.get(
@@ -203,18 +193,47 @@ def status(request: HttpRequest, message_id: Id) -> dict[str, Any]:
 )
 def mail(request: HttpRequest, payload: Body[Mails]) -> Any:
     """All of them are queued, in one commit, or none is."""
-    key, limits = caller_of(request), get_settings().api
+    key = caller_of(request)
+    return once(
+        request,
+        key,
+        lambda: _orders_of_mails(key, payload),
+        lambda orders: {"queued": True, "tracking-ids": _queue(key, orders)},
+    )
+
+
+def _order_of_email(key: ApiKey, email: EmailIn) -> Order:
+    """Its order. Raises `Refusal`, by field."""
     wrong: dict[str, str] = {}
-    if not 1 <= len(payload) <= limits.mails:
-        wrong[str(min(len(payload), limits.mails))] = (
-            f"A request holds 1 to {limits.mails} mails, and this {len(payload)}."
-        )
+    for name in ("fromEmail", "toEmail"):
+        check_address(name, getattr(email, name), wrong)
+    check_subject("subject", email.subject or "", wrong)
+    if not email.body.strip():
+        wrong["body"] = "is required"
+    if "fromEmail" not in wrong and not may_send_as(key, email.fromEmail):
+        wrong["fromEmail"] = "is none that this key may send as"
+    if wrong:
+        raise Refusal(422, "The mail has fields that are wrong.", fields=wrong)
+    mail = EmailMultiAlternatives(
+        email.subject or "",
+        email.body,
+        _with_name(email.fromEmail, email.fromName, "fromName"),
+        [_with_name(email.toEmail, email.toName, "toName")],
+    )
+    return _order(mail, blame="subject")
+
+
+def _orders_of_mails(key: ApiKey, mails: list[MailIn]) -> list[Order]:
+    """Their orders. Raises `Refusal`, by place."""
+    most, wrong = get_settings().api.mails, {}
+    if not 1 <= len(mails) <= most:
+        wrong[str(min(len(mails), most))] = f"A request holds 1 to {most} mails, and this {len(mails)}."
     orders = []
-    for number, item in enumerate(payload[: limits.mails]):
+    for number, item in enumerate(mails[:most]):
         orders += _order_of_mail(key, item, f"{number}", wrong)
     if wrong:
         raise Refusal(422, "Some mails are wrong.", fields=wrong)
-    return once(request, key, lambda: {"queued": True, "tracking-ids": _queue(key, orders)})
+    return orders
 
 
 def _order_of_mail(key: ApiKey, item: MailIn, place: str, wrong: dict[str, str]) -> list[Order]:

@@ -10,6 +10,7 @@ from typing import Any
 from django.apps import apps
 from django.core.exceptions import SuspiciousOperation
 from django.db import Error as DatabaseFault
+from django.db import IntegrityError
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotAllowed, JsonResponse
 from django.urls import URLPattern, URLResolver
 from django.views.decorators.csrf import csrf_exempt
@@ -23,6 +24,7 @@ from ninja.security import HttpBearer
 from ..conf import get_settings
 from ..errors import IdempotencyConflict, InvalidMail, RequestUnderWay, UnknownName, UnknownTemplate
 from ..models import ApiKey
+from ..pipeline.outage import passes
 from .access import key_of
 from .document import KEY, complete
 from .reading import Upload, is_form, read_form, read_json
@@ -119,9 +121,11 @@ class Api(NinjaAPI):
     ) -> OpenAPISchema:
         # Made once for each place: it takes a fifth of a second, and anybody may ask for it.
         prefix = self.get_root_path(path_params or {}) if path_prefix is None else path_prefix
-        if prefix not in self._documents:
-            self._documents = {prefix: complete(super().get_openapi_schema(path_prefix=prefix))}
-        return self._documents[prefix]
+        document = self._documents.get(prefix)
+        if document is None:
+            document = complete(super().get_openapi_schema(path_prefix=prefix))
+            self._documents = {prefix: document}
+        return document
 
 
 class Page(Swagger):
@@ -162,9 +166,14 @@ def _as_served(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]
 
 def _answer(request: HttpRequest, error: Exception | type[Exception]) -> HttpResponse:
     refusal, shape = _refusal_of(error), getattr(request, _SHAPE, PROBLEM)
-    return JsonResponse(
+    response = JsonResponse(
         shape.body(refusal), status=refusal.status, headers=refusal.headers, content_type=shape.content_type
     )
+    if refusal.status == 503:
+        # Django would log each as an error of the site, and many sites have such errors mailed: by the very queue that
+        # is full, or the database that is away.
+        response._has_been_logged = True  # type: ignore[attr-defined]
+    return response
 
 
 def _refusal_of(error: object) -> Refusal:
@@ -180,7 +189,7 @@ def _refusal_of(error: object) -> Refusal:
             return Refusal(400, "The request has too many parameters, or holds what no client of ours sends.")
         case HttpError():
             return Refusal(error.status_code, str(error))
-        case DatabaseFault():
+        case DatabaseFault() if passes(error) or isinstance(error, IntegrityError):  # the latter lost a race
             logger.warning("the API is unavailable: %s", type(error).__name__)
             return Refusal(503, UNAVAILABLE, retry_after=BUSY_SECONDS)
         case RequestUnderWay():

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
+from django.db import router as databases
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.urls import reverse
 from ninja import Query, Router, Status
 
 from ..models import ApiKey, MessageJob
 from ..models.api_keys import CANCEL, READ
 from ..models.jobs import JobQuerySet
+from ..pipeline.audience import find_audience
 from ..pipeline.enqueue import JobOrder, place_job
 from ..reporting.progress import progress_of
 from .access import check_scope, check_stream, spend
@@ -47,9 +48,8 @@ class JobFilters(Paging):
 def create(request: HttpRequest, response: HttpResponse, payload: JobIn) -> Any:
     """A mail of its own to each address, once however often it stands there; malformed ones are counted."""
     key = caller_of(request)
-    order = job_from(key, payload, uploads_of(request))
-    answer = once(request, key, lambda: _queue(key, order, count=len(payload.recipients or ())))
-    response["Location"] = reverse("mailengine-api:job", args=[answer["id"]])
+    answer = once(request, key, lambda: job_from(key, payload, uploads_of(request)), lambda order: _queue(key, order))
+    response["Location"] = f"{request.path}/{answer['id']}"
     return Status(201, answer)
 
 
@@ -66,7 +66,7 @@ def list_jobs(request: HttpRequest, filters: Query[JobFilters]) -> Any:
     return page_of(found, filters, by="public_id", show=_shown)
 
 
-@router.get("/{job_id}", **FOUND, url_name="job", operation_id="getJob", summary="See how far a job has come")
+@router.get("/{job_id}", **FOUND, operation_id="getJob", summary="See how far a job has come")
 def retrieve(request: HttpRequest, job_id: Id) -> dict[str, Any]:
     """How many of its messages are where."""
     key = caller_of(request)
@@ -92,33 +92,33 @@ def cancel(request: HttpRequest, job_id: Id) -> Any:
     return _steer(request, job_id, JobQuerySet.cancel)
 
 
-def _queue(key: ApiKey, order: JobOrder, *, count: int) -> dict[str, str]:
+def _queue(key: ApiKey, order: JobOrder) -> dict[str, Any]:
     """Queue it in the caller's transaction. Raises `Refusal` where the key may not."""
     check_stream(key, order.terms.stream)
     check_priority(key, order.terms.priority, stream=order.terms.stream)
-    spend(key, max(count, 1))
+    if key.rate:
+        spend(key, find_audience(order.audience).size().number if order.audience else len(list(order.entries)))
     job = place_job(order, client=key.client, source=f"API: {key.client}")
-    return {"id": str(job.public_id), "status": job.status}
+    return {"id": job.public_id, "status": job.status}
 
 
 def _steer(request: HttpRequest, job_id: str, verb: Callable[[JobQuerySet], int]) -> dict[str, Any]:
     """The job after that verb. Raises `Refusal`, 409, where the verb is not for a job that stands like this one."""
     key = caller_of(request)
     check_scope(key, CANCEL)
-    job = _find(key, job_id)
 
-    def move() -> dict[str, Any]:
-        this = MessageJob.objects.filter(pk=job.pk)
-        if not verb(this):
-            raise Refusal(409, f"It is {this.values_list('status', flat=True).first()}: that can't be done with it.")
-        return {"moved": True}
+    def move(job: MessageJob) -> dict[str, Any]:
+        if not verb(MessageJob.objects.filter(pk=job.pk)):
+            raise Refusal(409, f"It is {_find(key, job_id).status}: that can't be done with it.")
+        return _shown_in_full(_find(key, job_id))
 
-    once(request, key, move)
-    return _shown_in_full(_find(key, job_id))
+    answer: dict[str, Any] = once(request, key, lambda: _find(key, job_id), move)
+    return answer
 
 
 def _jobs(key: ApiKey) -> QuerySet[MessageJob]:
-    return MessageJob.objects.filter(client=key.client).select_related("content")
+    home = MessageJob.objects.using(databases.db_for_write(MessageJob))
+    return home.filter(client=key.client).select_related("content")
 
 
 def _find(key: ApiKey, job_id: str) -> MessageJob:

@@ -7,15 +7,13 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from django.conf import settings
+from django.db import router as databases
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.urls import reverse
 from ninja import Body, Query, Router, Status
 from pydantic import Discriminator, Field, Tag
 
-from ..addresses import parse_address
 from ..conf import get_settings
-from ..errors import InvalidAddress
 from ..models import ApiKey, Attempt, Message
 from ..models.api_keys import CANCEL, READ
 from ..pipeline.enqueue import Order
@@ -23,7 +21,7 @@ from .access import check_scope
 from .document import with_files
 from .door import BearerKey, caller_of, uploads_of
 from .once import once
-from .orders import id_of, order_from, queue
+from .orders import id_of, key_of_address, order_from, queue
 from .paging import Paging, page_of
 from .refusals import PROBLEM, QUERY, Refusal
 from .schemas import (
@@ -38,6 +36,7 @@ from .schemas import (
     MessageInFullOut,
     MessagesOut,
     QueuedOut,
+    Some,
     StreamFilter,
 )
 
@@ -47,7 +46,7 @@ WRITING = BearerKey(shape=PROBLEM, limit="body_bytes", takes_files=True)
 
 OneOrMany = Annotated[
     Annotated[MessageIn, Tag("one")]
-    | Annotated[list[MessageIn], Field(json_schema_extra={"minItems": 1}), Tag("many")],
+    | Annotated[Some[MessageIn], Field(json_schema_extra={"minItems": 1}), Tag("many")],
     Discriminator(lambda document: "many" if isinstance(document, list) else "one"),
 ]
 
@@ -78,14 +77,16 @@ def create(request: HttpRequest, response: HttpResponse, payload: Body[OneOrMany
     multipart/form-data body, whose part `message` is the JSON.
     """
     key = caller_of(request)
-    if isinstance(payload, list):
-        orders = _orders(key, payload, has_files=bool(uploads_of(request)))
-    else:
-        orders = [order_from(key, payload, uploads_of(request))]
-    answer = once(request, key, lambda: [{"id": str(m.pk), "status": m.status} for m in queue(key, orders)])
+
+    def prepare() -> list[Order]:
+        if isinstance(payload, list):
+            return _orders(key, payload, has_files=bool(uploads_of(request)))
+        return [order_from(key, payload, uploads_of(request))]
+
+    answer = once(request, key, prepare, lambda orders: [{"id": m.pk, "status": m.status} for m in queue(key, orders)])
     if isinstance(payload, list):
         return Status(201, answer)
-    response["Location"] = reverse("mailengine-api:message", args=[answer[0]["id"]])
+    response["Location"] = f"{request.path}/{answer[0]['id']}"
     return Status(201, answer[0])
 
 
@@ -108,7 +109,7 @@ def list_messages(request: HttpRequest, filters: Query[MessageFilters]) -> Any:
     if filters.job is not None:
         found = found.filter(job__public_id=filters.job)
     if filters.recipient is not None:
-        found = found.filter(recipient=_key_of(filters.recipient))
+        found = found.filter(recipient=key_of_address(filters.recipient, f"{QUERY}recipient"))
     if filters.queued_from is not None:
         found = found.filter(created_at__gte=filters.queued_from)
     if filters.queued_until is not None:
@@ -122,7 +123,6 @@ def list_messages(request: HttpRequest, filters: Query[MessageFilters]) -> Any:
     auth=READING,
     response={200: MessageInFullOut, **FINDING},
     by_alias=True,
-    url_name="message",
     operation_id="getMessage",
     summary="Look a message up",
 )
@@ -145,17 +145,14 @@ def cancel(request: HttpRequest, message_id: Id) -> Any:
     """409 where it has been handed over, or is just being: that can't be taken back."""
     key = caller_of(request)
     check_scope(key, CANCEL)
-    message = find_message(key, message_id)
 
-    def withdraw() -> dict[str, Any]:
-        mine = Message.objects.filter(pk=message.pk)
-        if not mine.cancel(f"cancelled: by {key.client}"):
-            status = mine.values_list("status", flat=True).first()
+    def withdraw(message: Message) -> dict[str, Any]:
+        if not Message.objects.filter(pk=message.pk).cancel(f"cancelled: by {key.client}"):
+            status = find_message(key, message_id).status
             raise Refusal(409, f"It is {status}: only what is queued or deferred can be withdrawn.")
-        return {"cancelled": True}
+        return _shown_in_full(find_message(key, message_id))
 
-    once(request, key, withdraw)
-    return _shown_in_full(find_message(key, message_id))
+    return once(request, key, lambda: find_message(key, message_id), withdraw)
 
 
 def find_message(key: ApiKey, message_id: str) -> Message:
@@ -167,7 +164,9 @@ def find_message(key: ApiKey, message_id: str) -> Message:
 
 
 def _messages(key: ApiKey) -> QuerySet[Message]:
-    return Message.objects.filter(client=key.client).select_related("content", "job")
+    # From where they are written: a client asks for what it has queued a moment ago.
+    home = Message.objects.using(databases.db_for_write(Message))
+    return home.filter(client=key.client).select_related("content", "job").defer("job__problems", "job__merge_data")
 
 
 def _orders(key: ApiKey, items: Sequence[MessageIn], *, has_files: bool) -> list[Order]:
@@ -189,13 +188,6 @@ def _orders(key: ApiKey, items: Sequence[MessageIn], *, has_files: bool) -> list
     if wrong:
         raise Refusal(422, "Some mails are wrong: none was queued.", fields=wrong)
     return orders
-
-
-def _key_of(recipient: str) -> str:
-    try:
-        return parse_address(recipient).key
-    except InvalidAddress as error:
-        raise Refusal(422, str(error), fields={f"{QUERY}recipient": "is not a valid email"}) from error
 
 
 def _shown(message: Message) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import re
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from email import encoders
 from email.header import Header
@@ -17,16 +18,18 @@ from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
 
-from django.db import router
+from django.db import connections, router
 from django.template import TemplateSyntaxError
 
 from ..addresses import parse_address
-from ..clock import db_now, read_now
+from ..clock import read_now
 from ..conf import ApiPolicy, get_settings
 from ..errors import InvalidAddress, InvalidMail, MailengineError
 from ..headers import UNSAFE_IN_NAMES
+from ..ids import first_id_of
 from ..models import ApiKey, Message, Priority
 from ..models.api_keys import AUDIENCE, URGENT
+from ..pipeline.checked import checked_json
 from ..pipeline.draft import draft_of
 from ..pipeline.enqueue import JobOrder, Order, email_of, job_order_of, order_of, place_all, terms_of
 from ..pipeline.files import BINARY, checked_filename, checked_mimetype
@@ -41,13 +44,16 @@ LONGEST_SUBJECT = 998
 """Octets, as it is encoded: RFC 5322, section 2.1.1."""
 LONGEST_DATA = 4_096
 """Bytes of JSON for one recipient of a job: 2,000 of them are one row, and MariaDB takes no statement over 16 MB."""
+NO_STREAM = "is none that this site has"
+CLOCKS_DIFFER = timedelta(hours=1)
+"""Ids have the time of hosts' clocks."""
 MAY_BE_LONG = 150
 """Characters, below which no subject is that long."""
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 _FORBIDDEN_HEADERS = re.compile(
     r"From|Sender|To|Cc|Bcc|Reply-To|Subject|Return-Path|Received|DKIM-Signature|Message-ID|Date|MIME-Version|Content-.*"
     r"|Resent-.*|List-Unsubscribe.*|Authentication-Results|ARC-.*|X-SMTPAPI|X-SES-.*|X-Mailgun-.*|X-MG-.*|X-PM-.*"
-    r"|X-MC-.*|X-MJ-.*|X-Mailin-.*|X-Mailengine-.*|Feedback-ID|Resend-.*|Idempotency-Key",
+    r"|X-MSYS-.*|X-Sib-.*|Errors-To|Return-Receipt-To|Disposition-Notification-To|Delivered-To|X-MC-.*|X-MJ-.*|X-Mailin-.*|X-Mailengine-.*|Feedback-ID|Resend-.*|Idempotency-Key",
     re.IGNORECASE,
 )
 """What is made from the mail, vouches for it, or tells a provider what to do with the account."""
@@ -112,19 +118,22 @@ def job_from(key: ApiKey, item: JobIn, uploads: Sequence[Upload] = ()) -> JobOrd
     elif item.recipients is not None and not 1 <= len(item.recipients) <= limits.recipients:
         wrong["recipients"] = f"holds 1 to {limits.recipients} entries, and this {len(item.recipients)}"
     for number, recipient in enumerate(item.recipients or ()):
-        if recipient.data and len(json.dumps(recipient.data)) > LONGEST_DATA:
-            wrong[f"recipients.{number}.data"] = f"has more than {LONGEST_DATA:,} bytes"
+        if recipient.data:
+            _check_data(f"recipients.{number}.data", recipient.data, wrong)
     given = _arguments(item, uploads, wrong)
     _raise(wrong)
     entries = [r.email if r.data is None else (r.email, r.data) for r in item.recipients or ()]
     try:
         draft = draft_of(email_of(**_mail_of(given)), metadata=given["metadata"], tags=given["tags"])
         recipients: Any = entries if item.audience is None else item.audience
-        return job_order_of(draft, recipients, terms_of(*(given[name] for name in _TERMS)))
+        order = job_order_of(draft, recipients, terms_of(*(given[name] for name in _TERMS)))
     except (MailengineError, TemplateSyntaxError) as error:
         has_data = any(isinstance(entry, tuple) for entry in entries)
         further: dict[str, Any] = {"audience": item.audience, "merge_data": {} if has_data else None}
         raise _refusal(error, {**given, **further}) from error
+    if order.terms.priority <= Priority.HIGH:  # nobody counts how many urgent mails of it an address gets
+        raise Refusal(422, "A job is not urgent.", fields={"priority": "is normal or later for a job"})
+    return replace(order, entries=list(order.entries))  # it may be stored twice, when the database fails
 
 
 def check_address(name: str, text: str, wrong: dict[str, str]) -> None:
@@ -286,8 +295,16 @@ def _refusal(error: Exception, given: Mapping[str, Any]) -> Refusal:
     fields = {}
     for name, text in found.items():
         first, dot, rest = name.partition(".")
-        fields[f"{_NAMES.get(first, first)}{dot}{rest}"] = text
+        fields[f"{_NAMES.get(first, first)}{dot}{rest}"] = NO_STREAM if name == "stream" else text
     return Refusal(422, "The mail has fields that are wrong." if fields else str(error), fields=fields)
+
+
+def _check_data(place: str, data: Mapping[str, Any], wrong: dict[str, str]) -> None:
+    try:
+        if len(json.dumps(checked_json("it", data))) > LONGEST_DATA:
+            wrong[place] = f"has more than {LONGEST_DATA:,} bytes"
+    except InvalidMail as error:
+        wrong[place] = str(error)
 
 
 def _raise(wrong: Mapping[str, str]) -> None:
@@ -307,6 +324,8 @@ def _check_urgent(key: ApiKey, orders: Sequence[Order]) -> None:
         return
     now = Counter(recipient.address.key for order in urgent for recipient in order.recipients)
     using = router.db_for_write(Message)
+    # One request of a client after the other, or two would see the same room.
+    list(ApiKey.objects.using(using).filter(client=key.client).order_by("pk").select_for_update())
     before = _urgent_times(key, now, using=using)
     for address, count in now.items():
         times = before.get(address, [])
@@ -318,9 +337,12 @@ def _check_urgent(key: ApiKey, orders: Sequence[Order]) -> None:
 
 def _urgent_times(key: ApiKey, addresses: Collection[str], *, using: str) -> dict[str, list[datetime]]:
     """When this client queued urgent mail to these addresses within the last hour, copies too."""
-    mine = Message.objects.using(using).filter(
-        client=key.client, priority__lte=Priority.HIGH, created_at__gt=db_now(-3_600)
-    )
+    hour_ago = read_now(using) - timedelta(hours=1)
+    mine = Message.objects.using(using).filter(client=key.client, priority__lte=Priority.HIGH, created_at__gt=hour_ago)
+    if (
+        connections[using].vendor != "mysql"
+    ):  # older versions of MariaDB sort ids by other bytes than those of their time
+        mine = mine.filter(pk__gte=first_id_of(hour_ago - CLOCKS_DIFFER))  # by the index of a client's mail
     found: dict[str, list[datetime]] = {}
     keys = iter(addresses)
     while some := list(islice(keys, ADDRESSES_AT_ONCE)):
@@ -332,6 +354,14 @@ def _urgent_times(key: ApiKey, addresses: Collection[str], *, using: str) -> dic
             if address in addresses:
                 found.setdefault(address, []).append(at)
     return found
+
+
+def key_of_address(text: str, field: str) -> str:
+    """What tells this address from others. Raises `Refusal`, which blames that field."""
+    try:
+        return parse_address(text).key
+    except InvalidAddress as error:
+        raise Refusal(422, str(error), fields={field: "is not a valid email"}) from error
 
 
 def id_of(text: str) -> UUID:

@@ -17,6 +17,8 @@ from .refusals import Refusal
 
 DEEPEST = 32
 """Levels of JSON."""
+MOST_NAMES = 10_000
+"""In one object: each may be a mistake."""
 FORM_FIELD = "message"
 
 
@@ -100,6 +102,8 @@ def _json_of(body: bytes) -> Any:
         raise Refusal(400, "The body is not UTF-8.") from None
     except RecursionError:
         raise Refusal(400, f"The JSON is nested more than {DEEPEST} levels deep.") from None
+    except _TooMany:
+        raise Refusal(400, f"The JSON has an object of more than {MOST_NAMES:,} names.") from None
     except _Twice as error:
         raise Refusal(400, f"The JSON names {error.args[0]!r:.80} twice in one object.") from None
     except ValueError as error:  # its text names the place, and no words
@@ -108,12 +112,18 @@ def _json_of(body: bytes) -> Any:
     return document
 
 
+class _TooMany(Exception):  # noqa: N818
+    pass
+
+
 class _Twice(Exception):  # noqa: N818
     pass
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
+    if len(pairs) > MOST_NAMES:
+        raise _TooMany
     if len(found) < len(pairs):
         ((name, _count),) = Counter(name for name, _value in pairs).most_common(1)
         raise _Twice(name)

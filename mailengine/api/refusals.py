@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
+MOST_FIELDS = 100
 QUERY = "?"
 """Before the name of a parameter in `fields`; all others are paths in the body."""
 
@@ -16,7 +18,8 @@ QUERY = "?"
 class Refusal(Exception):  # noqa: N818  what a client is told
     """The request is not done, and nothing of it is kept.
 
-    `fields` maps the path of each wrong field, such as `to.0.email`, to a sentence. `retry_after` is in seconds.
+    `fields` maps the path of each wrong field, such as `to.0.email`, to a sentence: of the first hundred of them.
+    `retry_after` is in seconds.
     """
 
     def __init__(
@@ -25,7 +28,7 @@ class Refusal(Exception):  # noqa: N818  what a client is told
         super().__init__(detail)
         self.status = status
         self.detail = detail
-        self.fields = dict(fields or {})
+        self.fields = dict(islice((fields or {}).items(), MOST_FIELDS))
         self.retry_after = None if retry_after is None else max(math.ceil(retry_after), 1)
 
     @property
@@ -79,5 +82,7 @@ def sentence(found: Mapping[str, Any]) -> str:
         return "is required"
     if found["type"] == "extra_forbidden":
         return "is not known here"
+    if found["type"] in ("model_type", "model_attributes_type"):
+        return "is no object"
     text = str(found["msg"]).removeprefix("Value error, ")
     return text[:1].lower() + text[1:]

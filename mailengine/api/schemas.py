@@ -8,7 +8,7 @@ from uuid import UUID
 
 from django.utils.dateparse import parse_datetime
 from django.utils.timezone import is_naive
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, WithJsonSchema
 
 from ..addresses import parse_address
 from ..errors import InvalidAddress
@@ -32,6 +32,10 @@ WORDS: dict[str, Any] = {"pattern": r"^[^\x00]*$"}
 """For the document: what `headers` refuses in a name, in any other line, and in a text, in words of its own."""
 Id = Annotated[str, WithJsonSchema({"type": "string", "format": "uuid"})]
 """The id in a path: what is none is found nowhere."""
+
+
+Some = Annotated[list[T], FailFast()]
+"""A list whose first wrong entry is named, and no other: a million of them would cost more than they are worth."""
 
 
 class Known(BaseModel):
@@ -102,7 +106,7 @@ class WordsIn(Known):
     """What a mail says, and how it is sent."""
 
     from_: Person | None = Field(None, alias="from", description="null: the site's own sender")
-    reply_to: list[Person] = Field(default_factory=list)
+    reply_to: Some[Person] = Field(default_factory=list)
     subject: str = Field("", json_schema_extra=SUBJECT, description="998 octets at most, as it is encoded")
     text: str = Field("", description="Left out, it is made from the HTML", json_schema_extra=WORDS)
     html: str = Field("", json_schema_extra=WORDS)
@@ -117,20 +121,20 @@ class WordsIn(Known):
         description="Of the client's own: none that is made from the mail, or that tells a provider what to do",
         json_schema_extra={"propertyNames": {"pattern": "^[A-Za-z0-9-]{1,64}$"}},
     )
-    attachments: list[FileIn] = Field(default_factory=list)
+    attachments: Some[FileIn] = Field(default_factory=list)
     priority: PriorityIn | None = Field(None, description="Smaller is sooner: urgent is 0, bulk 40; null: the stream's")
     send_at: Instant | None = Field(None, description="Not before")
     expires_at: Instant | None = Field(None, description="Not after")
     metadata: dict[str, Any] = Field(default_factory=dict, examples=[{"order": 4711}])
-    tags: list[str] = Field(default_factory=list)
+    tags: Some[str] = Field(default_factory=list)
 
 
 class MessageIn(WordsIn):
     """One mail, to several people together."""
 
-    to: list[Person] = Field(default_factory=list, examples=[["Ann <ann@example.org>"]])
-    cc: list[Person] = Field(default_factory=list)
-    bcc: list[Person] = Field(default_factory=list)
+    to: Some[Person] = Field(default_factory=list, examples=[["Ann <ann@example.org>"]])
+    cc: Some[Person] = Field(default_factory=list)
+    bcc: Some[Person] = Field(default_factory=list)
     stream: str = "transactional"
 
 
@@ -150,7 +154,7 @@ Recipient = Annotated[
 class JobIn(WordsIn):
     """One mail to each of many: to `recipients`, or to an audience that the site knows by name."""
 
-    recipients: list[Recipient] | None = Field(None, examples=[["ann@example.org"]])
+    recipients: Some[Recipient] | None = Field(None, examples=[["ann@example.org"]])
     # A list of addresses would be no name: queue_job() takes either, and here each is counted otherwise.
     audience: str | None = Field(None, pattern=r"^[^@,;\s]+$", max_length=100)
     stream: str = "bulk"

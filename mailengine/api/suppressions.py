@@ -7,18 +7,18 @@ from typing import Any
 from django.http import HttpRequest
 from ninja import Query, Router, Schema, Status
 
-from ..addresses import parse_address
+from ..conf import get_settings
 from ..consent.suppress import suppress
-from ..errors import InvalidAddress, InvalidMail
+from ..errors import InvalidMail
 from ..headers import checked_line
 from ..models import Suppression
 from ..models.api_keys import SUPPRESSIONS
 from ..models.suppressions import EVERY_STREAM
-from ..pipeline.mistakes import mistakes_in
 from .access import check_scope
 from .door import BearerKey, caller_of
 from .messages import READING
 from .once import once
+from .orders import NO_STREAM, key_of_address
 from .paging import Paging, page_of
 from .refusals import PROBLEM, QUERY, Refusal
 from .schemas import (
@@ -59,7 +59,7 @@ def list_suppressions(request: HttpRequest, filters: Query[SuppressionFilters]) 
     check_scope(caller_of(request), SUPPRESSIONS)
     found = Suppression.objects.all()
     if filters.address is not None:
-        found = found.filter(address=_key_of(filters.address, f"{QUERY}address"))
+        found = found.filter(address=key_of_address(filters.address, f"{QUERY}address"))
     if filters.stream is not None:
         found = found.filter(stream=filters.stream)
     return page_of(found, filters, by="id", show=_shown)
@@ -76,21 +76,13 @@ def create(request: HttpRequest, payload: SuppressionIn) -> Any:
     """No mail of that stream, or of any, goes to it from now on. Where it is suppressed already, that entry stays."""
     key = caller_of(request)
     check_scope(key, SUPPRESSIONS)
-    address = _key_of(payload.address, "address")
-    wrong = mistakes_in({"stream": payload.stream} if payload.stream != EVERY_STREAM else {})
-    try:
-        detail = checked_line("detail", payload.detail)
-    except InvalidMail as error:
-        wrong["detail"] = str(error)
-    if wrong:
-        raise Refusal(422, "The entry has fields that are wrong.", fields=wrong)
 
-    def enter() -> dict[str, Any]:
+    def enter(address: str) -> dict[str, Any]:
         reason = Suppression.Reason(payload.reason)
-        row = suppress(address, reason=reason, stream=payload.stream, detail=detail or f"by {key.client}")
-        return {**_shown(row), "since": row.created_at.isoformat()}
+        detail = payload.detail or f"by {key.client}"
+        return _shown(suppress(address, reason=reason, stream=payload.stream, detail=detail))
 
-    return Status(201, once(request, key, enter))
+    return Status(201, once(request, key, lambda: _checked(payload), enter))
 
 
 @router.delete(
@@ -103,18 +95,25 @@ def create(request: HttpRequest, payload: SuppressionIn) -> Any:
 def lift(request: HttpRequest, entry: Query[SuppressionKey]) -> Any:
     """Takes the entry of that stream away, or the one for every stream; 404 where there is none."""
     check_scope(caller_of(request), SUPPRESSIONS)
-    address = _key_of(entry.address, f"{QUERY}address")
+    address = key_of_address(entry.address, f"{QUERY}address")
     lifted, _by_model = Suppression.objects.filter(address=address, stream=entry.stream).delete()
     if not lifted:
         raise Refusal(404, "Not found.")
     return {"lifted": lifted}
 
 
-def _key_of(text: str, field: str) -> str:
+def _checked(entry: SuppressionIn) -> str:
+    """The key of its address. Raises `Refusal`, by field."""
+    wrong: dict[str, str] = {}
+    if entry.stream != EVERY_STREAM and entry.stream not in get_settings().streams:
+        wrong["stream"] = NO_STREAM
     try:
-        return parse_address(text).key
-    except InvalidAddress as error:
-        raise Refusal(422, str(error), fields={field: "is not a valid email"}) from error
+        checked_line("detail", entry.detail)
+    except InvalidMail as error:
+        wrong["detail"] = str(error)
+    if wrong:
+        raise Refusal(422, "The entry has fields that are wrong.", fields=wrong)
+    return key_of_address(entry.address, "address")
 
 
 def _shown(row: Suppression) -> dict[str, Any]:

@@ -32,7 +32,8 @@ DEFAULT_SCOPES = (f"{SEND}transactional", READ, CANCEL)
 SEEN_SECONDS = 60
 """The last use is noted by the minute, so that not each request writes."""
 
-_CLIENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,49}")
+# MariaDB would take names that differ in case alone, or in spaces at their end, for one.
+_CLIENT = re.compile(r"[a-z0-9]([a-z0-9 ._-]{0,48}[a-z0-9._-])?")
 SECRET = re.compile(r"me_([a-z2-7]{8})_([A-Za-z0-9_-]{43})")
 
 
@@ -136,7 +137,7 @@ class ApiKey(models.Model):
         wrong: dict[str, Any] = {}
         if not _CLIENT.fullmatch(self.client):
             wrong["client"] = _(
-                "Give a name of letters, digits, spaces, dots, - and _, which begins with the first two."
+                "Give a name of small letters, digits, spaces, dots, - and _, which begins with one of the first two."
             )
         known = [*(f"{SEND}{stream}" for stream in get_settings().streams), READ, CANCEL, SUPPRESSIONS, URGENT]
         named = ", ".join([*known, f"{TEMPLATE}…", f"{AUDIENCE}…"])

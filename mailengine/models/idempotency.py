@@ -65,6 +65,12 @@ class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
             )
         return cast("T", getattr(known, scope))
 
+    def answer_to(self, key: str, *, scope: str, request: Mapping[str, object]) -> Any:
+        """What this request was answered under this key before, or None. Raises as `once()`."""
+        _check(key)
+        known = self.filter(scope=scope, key=hash_of(key)).first()
+        return None if known is None else known.answer_for(request)
+
     def answer_once(
         self, key: str, *, scope: str, request: Mapping[str, object], answer: Callable[[], Any], patience_seconds: int
     ) -> Any:
@@ -74,27 +80,18 @@ class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
         `RequestUnderWay` when a twin takes longer than so many seconds.
         """
         _check(key)
-        digest = digest_of(request)
-        known = self.filter(scope=scope, key=hash_of(key)).first()
-        if known is None:
-            try:
-                with waiting_for_locks(self.db, seconds=patience_seconds), transaction.atomic(using=self.db):
-                    mine = self.create(scope=scope, key=hash_of(key), digest=digest)
-            except IntegrityError:
-                known = self.get(scope=scope, key=hash_of(key))
-            except OperationalError as error:
-                if is_tired_of_waiting(error):
-                    raise RequestUnderWay("The same request under this key is under way. Ask again.") from error
-                raise
-            else:
-                given = answer()
-                self.filter(pk=mine.pk).update(answer=given)
-                return given
-        if known.digest != digest:
-            raise IdempotencyConflict(
-                "This idempotency key was used for other content before. Use a new key for a new request."
-            )
-        return known.answer
+        try:
+            with waiting_for_locks(self.db, seconds=patience_seconds), transaction.atomic(using=self.db):
+                mine = self.create(scope=scope, key=hash_of(key), digest=digest_of(request))
+        except IntegrityError:
+            return self.get(scope=scope, key=hash_of(key)).answer_for(request)
+        except OperationalError as error:
+            if is_tired_of_waiting(error):
+                raise RequestUnderWay("The same request under this key is under way. Ask again.") from error
+            raise
+        given = answer()
+        self.filter(pk=mine.pk).update(answer=given)
+        return given
 
 
 def _check(key: object) -> None:
@@ -125,3 +122,11 @@ class IdempotencyKey(models.Model):
 
     def __str__(self) -> str:
         return self.key
+
+    def answer_for(self, request: Mapping[str, object]) -> Any:
+        """The answer, if it was this request. Raises `IdempotencyConflict`."""
+        if self.digest != digest_of(request):
+            raise IdempotencyConflict(
+                "This idempotency key was used for other content before. Use a new key for a new request."
+            )
+        return self.answer

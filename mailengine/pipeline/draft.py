@@ -227,7 +227,10 @@ def _part(names: Sequence[object], ending: str, context: dict[str, Any]) -> str 
 
 def _may_be_a_file(name: object) -> bool:
     """Whether a file system can be asked for it: with others the loaders fail."""
-    return isinstance(name, str) and not UNSAFE.search(name) and len(name.encode()) <= LONGEST_TEMPLATE_NAME
+    if not isinstance(name, str) or UNSAFE.search(name) or len(name.encode()) > LONGEST_TEMPLATE_NAME:
+        return False
+    # Django's loaders follow dots: app/../other/name would be a way round whoever may use app/ alone.
+    return "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _words(email: EmailMessage) -> tuple[str, str, list[list[str]]]:

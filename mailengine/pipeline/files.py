@@ -19,6 +19,7 @@ from ..headers import LONGEST_WORD, UNSAFE_IN_NAMES, as_text, header_text
 
 LONGEST_FILENAME = 150
 LONGEST_MIMETYPE = 127
+DEEPEST_PARTS = 30
 LONGEST_LINE = 998
 """Octets: RFC 5322, section 2.1.1."""
 
@@ -48,7 +49,7 @@ def file_of(item: Any) -> File:
         what = "an attached MIME part"
         _check_headers(item, what=what)
         data = _bytes_of_message(what, item, line_length=LONGEST_WORD)  # lest Python encode a long Content-ID
-        part = message_from_bytes(data)
+        part = _parsed(data, what=what)
         name, mimetype = checked_filename(part.get_filename() or ""), checked_mimetype(part.get_content_type())
         return File(name, mimetype, sendable(data, what=what), is_part=True)
     try:
@@ -94,7 +95,7 @@ def sendable(data: bytes, *, what: str) -> bytes:
 
     Raises `InvalidMail` where the headers are what can't be sent.
     """
-    message = message_from_bytes(data)
+    message = _parsed(data, what=what)
     unfit = [part for part in message.walk() if not part.is_multipart() and not _is_sendable(_raw(part))]
     for part in unfit:
         content = part.get_payload(decode=True)
@@ -106,6 +107,21 @@ def sendable(data: bytes, *, what: str) -> bytes:
     if not _is_sendable(data):
         raise InvalidMail(f"{what} has headers that are not ASCII, or too long a line. Attach it as {BINARY!r}.")
     return data
+
+
+def _parsed(data: bytes, *, what: str) -> MIMEMessage:
+    """A part, or mail, with parts within parts for so many levels: Python reads and writes them by calling itself."""
+    refused = f"{what} has parts within parts for more than {DEEPEST_PARTS} levels. Attach it as {BINARY!r}."
+    try:
+        message = message_from_bytes(data)
+    except RecursionError as error:
+        raise InvalidMail(refused) from error
+    level: list[Any] = [message]
+    for _ in range(DEEPEST_PARTS):
+        level = [child for part in level if part.is_multipart() for child in part.get_payload()]
+        if not level:
+            return message
+    raise InvalidMail(refused)
 
 
 def _raw(part: MIMEMessage) -> bytes:

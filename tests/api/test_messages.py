@@ -299,7 +299,7 @@ def test_each_mistake_is_named_by_its_field(shop, changes, places):
         "From", "Sender", "To", "Cc", "BCC", "Return-Path", "Received", "DKIM-Signature", "message-id", "Date",
         "MIME-Version", "Content-Type", "Content-Anything", "Resent-From", "List-Unsubscribe", "List-Unsubscribe-Post",
         "Authentication-Results", "ARC-Seal", "X-SMTPAPI", "X-SES-CONFIGURATION-SET", "X-Mailgun-Variables",
-        "X-PM-Message-Stream", "Feedback-ID", "Resend-Idempotency-Key",
+        "X-PM-Message-Stream", "X-MSYS-API", "X-Sib-Sandbox", "Errors-To", "Feedback-ID", "Resend-Idempotency-Key",
     ],
 )  # fmt: skip
 def test_headers_that_are_not_a_client_s(shop, name):
