@@ -5,16 +5,25 @@ from typing import Any
 from django.db import migrations, models
 
 import mailengine.ids
+from mailengine.models.bulk import update_rows
 
-BATCH = 1_000
+BATCH = 2_000
 
 
 def name_those_that_are_there(apps: Any, schema_editor: Any) -> None:
-    jobs = apps.get_model("mailengine", "MessageJob").objects.using(schema_editor.connection.alias)
-    while unnamed := list(jobs.filter(public_id=None).only("pk")[:BATCH]):
-        for job in unnamed:
-            job.public_id = mailengine.ids.uuid7()
-        jobs.bulk_update(unnamed, ["public_id"])
+    job, using = apps.get_model("mailengine", "MessageJob"), schema_editor.connection.alias
+    unnamed = job.objects.using(using).filter(public_id=None).order_by("pk").values_list("pk", flat=True)
+    while keys := list(unnamed[:BATCH]):
+        # By arrays where there are some: bulk_update() takes a minute for 300,000.
+        rows = [(mailengine.ids.uuid7(), pk) for pk in keys]
+        update_rows(job, rows, columns=["public_id"], keys=["id"], constants={}, using=using)
+
+
+def give_revoked_keys_a_hash(apps: Any, schema_editor: Any) -> None:
+    """That of no secret: before this migration each key has to have one."""
+    keys = apps.get_model("mailengine", "ApiKey").objects.using(schema_editor.connection.alias)
+    for pk in keys.filter(digest=None).values_list("pk", flat=True):
+        keys.filter(pk=pk).update(digest=f"revoked-{pk}")
 
 
 class Migration(migrations.Migration):
@@ -34,6 +43,7 @@ class Migration(migrations.Migration):
         migrations.AlterField(
             "apikey", "digest", models.CharField(editable=False, max_length=64, null=True, unique=True)
         ),
+        migrations.RunPython(migrations.RunPython.noop, give_revoked_keys_a_hash, elidable=True),
         migrations.AddField("messagejob", "public_id", models.UUIDField(null=True, editable=False)),
         migrations.RunPython(name_those_that_are_there, migrations.RunPython.noop, elidable=True),
         migrations.AlterField(

@@ -204,7 +204,7 @@ def place(order: Order, *, client: str = "") -> Message:
 def place_all(orders: Sequence[Order], *, client: str = "") -> list[Message]:
     """Queue these mails, in their order, in the caller's transaction: all by a few statements.
 
-    Those that say the same share their words.
+    Those that say the same share their words. Of several, no signals of models are sent.
     """
     if len(orders) < 2:
         return [place(order, client=client) for order in orders]
