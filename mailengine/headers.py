@@ -65,6 +65,8 @@ def decoded(what: str, text: str) -> str:
 
 def as_text(what: str, value: object) -> str:
     """`value` as text: words, lazy ones too, numbers, dates, "" for None. Raises `InvalidMail` for bytes and lists."""
+    if type(value) is str:  # as nearly always; the other question takes long
+        return value
     if isinstance(value, bytes | bytearray | memoryview | list | tuple | set | frozenset | Mapping):
         raise InvalidMail(f"{what} is {str(value)[:80]}, of type {type(value).__name__}. Give text.")
     return "" if value is None else str(value)

@@ -220,8 +220,9 @@ def place_all(orders: Sequence[Order], *, client: str = "") -> list[Message]:
     ]
     insert_all(made, using=using)
     wake_workers(using)
+    kicked = {stream for stream in {message.stream for message in made} if get_settings().policy_for(stream).kick}
     for message in made:
-        if message.send_at is None:
+        if message.send_at is None and message.stream in kicked:
             kick(message, using=using)
     return made
 
