@@ -241,6 +241,7 @@ def test_reports_of_errors_are_to_leave_out_what_was_written(write):
 
 @pytest.mark.parametrize("given", [{**MAIL, **OTHERS}, JOB])
 def test_the_form_keeps_what_was_filled_in(write, given):
+    """G11"""
     page = write(**given)
 
     assert told(page)[0].startswith("Queued: ")
@@ -250,6 +251,7 @@ def test_the_form_keeps_what_was_filled_in(write, given):
 
 @pytest.mark.parametrize(("given", "model"), [(MAIL, Message), (JOB, MessageJob)])
 def test_submitting_again_queues_another_with_an_id_of_its_own(write, given, model):
+    """G11"""
     first = write(**given)
     second = write(first, **given)
 
@@ -343,6 +345,7 @@ def test_rarely_used_fields_are_folded_up_unless_there_is_something_in_them(writ
     ],
 )
 def test_each_mistake_is_said_beside_its_field(write, audience, field, value, said):
+    """G10"""
     page = write(**{**MAIL, field: value})
 
     shown = _Page(page)
@@ -541,6 +544,7 @@ def locked(monkeypatch):
 def test_while_the_database_is_away_a_banner_says_so_and_everything_is_kept(
     admin_client, url, write, locked, given, model
 ):
+    """G10"""
     page = admin_client.get(url)
     release = locked()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from base64 import b64encode
 from datetime import timedelta
 from uuid import uuid4
@@ -177,6 +178,20 @@ class TestFiles:
         """SI5, SI8, SX2, SX3"""
         assert list(errors_of(shop.post(URL, a_message(attachments=attachments)))) == places
         assert not Message.objects.exists()
+
+    def test_ten_megabytes(self, shop, provider):
+        """G35: the words are one row, the file is in the storage, and the message refers to both."""
+        data = os.urandom(10_000_000)
+        file = {"attachment": SimpleUploadedFile("large.bin", data, "application/octet-stream")}
+        assert shop.post_form(URL, {"message": json.dumps(a_message()), **file}).status_code == 201
+        message, content = Message.objects.get(), Content.objects.get()
+        row = [str(value) for value in Message.objects.values().get().values()]
+        assert (message.content, content.attachments.get().size) == (content, len(data))
+        assert (content.attachments.get().read() == data, len("".join(row)) < 1_000) == (True, True)
+
+        call_command("send_mail", verbosity=0)
+
+        assert parts_of(provider.accepted[0])["large.bin"].get_payload(decode=True) == data
 
     def test_forms_that_make_no_sense(self, shop):
         mail, file = json.dumps(a_message()), SimpleUploadedFile("a.txt", b"a", "text/plain")
