@@ -26,7 +26,7 @@ from .messages import find_message
 from .once import once
 from .orders import check_address, check_subject, octets_of, queue, with_name
 from .refusals import Refusal, Shape
-from .schemas import NAME, SUBJECT, WORDS, AddressIn, Email, Id, Known, Some
+from .schemas import NAME, ONE_MISTAKE, SUBJECT, WORDS, AddressIn, Email, Id, Known
 
 STREAM = "transactional"
 
@@ -84,20 +84,23 @@ class PartIn(Known):
     value: str = Field(examples=["Hello Ann."], json_schema_extra=WORDS)
 
 
+Addresses = Annotated[list[AddressIn], ONE_MISTAKE]
+
+
 class MailIn(Known):
     """A mail to several people together."""
 
-    to: Some[AddressIn] = Field(json_schema_extra={"minItems": 1})
+    to: Addresses = Field(json_schema_extra={"minItems": 1})
     from_: AddressIn = Field(alias="from")
     subject: str = Field(examples=["News"], json_schema_extra=SUBJECT)
-    content: Some[PartIn] = Field(
+    content: Annotated[list[PartIn], ONE_MISTAKE] = Field(
         json_schema_extra={"minItems": 1, "maxItems": 2}, description="Each type at most once"
     )
-    cc: Some[AddressIn] = []
-    bcc: Some[AddressIn] = []
+    cc: Addresses = []
+    bcc: Addresses = []
 
 
-Mails = Annotated[Some[MailIn], Field(json_schema_extra={"minItems": 1})]
+Mails = Annotated[list[MailIn], ONE_MISTAKE, Field(json_schema_extra={"minItems": 1})]
 
 
 class MailOut(BaseModel):

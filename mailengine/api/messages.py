@@ -28,6 +28,7 @@ from .schemas import (
     FINDING,
     LISTING,
     MOVING,
+    ONE_MISTAKE,
     QUEUEING,
     Email,
     Id,
@@ -36,7 +37,6 @@ from .schemas import (
     MessageInFullOut,
     MessagesOut,
     QueuedOut,
-    Some,
     StreamFilter,
 )
 
@@ -46,7 +46,7 @@ WRITING = BearerKey(shape=PROBLEM, limit="body_bytes", takes_files=True)
 
 OneOrMany = Annotated[
     Annotated[MessageIn, Tag("one")]
-    | Annotated[Some[MessageIn], Field(json_schema_extra={"minItems": 1}), Tag("many")],
+    | Annotated[list[MessageIn], ONE_MISTAKE, Field(json_schema_extra={"minItems": 1}), Tag("many")],
     Discriminator(lambda document: "many" if isinstance(document, list) else "one"),
 ]
 

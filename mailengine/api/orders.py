@@ -117,16 +117,16 @@ def job_from(key: ApiKey, item: JobIn, uploads: Sequence[Upload] = ()) -> JobOrd
         check_scope(key, f"{AUDIENCE}{item.audience}")
     limits = get_settings().api
     wrong = _wrong_words(key, item, uploads, limits)
-    if (item.recipients is None) == (item.audience is None):
+    if bool(item.recipients) == (item.audience is not None):
         wrong["recipients"] = "or audience: give one of the two"
-    elif item.recipients is not None and not 1 <= len(item.recipients) <= limits.recipients:
-        wrong["recipients"] = f"holds 1 to {limits.recipients} entries, and this {len(item.recipients)}"
-    for number, recipient in enumerate(item.recipients or ()):
+    elif len(item.recipients) > limits.recipients:
+        wrong["recipients"] = f"holds {limits.recipients:,} entries at most, and this {len(item.recipients):,}"
+    for number, recipient in enumerate(item.recipients):
         if recipient.data:
             _check_data(f"recipients.{number}.data", recipient.data, wrong)
     given = _arguments(item, uploads, wrong)
     _raise(wrong)
-    entries = [r.email if r.data is None else (r.email, r.data) for r in item.recipients or ()]
+    entries = [r.email if r.data is None else (r.email, r.data) for r in item.recipients]
     try:
         draft = draft_of(email_of(**_mail_of(given)), metadata=given["metadata"], tags=given["tags"])
         recipients: Any = entries if item.audience is None else item.audience

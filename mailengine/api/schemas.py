@@ -34,8 +34,12 @@ Id = Annotated[str, WithJsonSchema({"type": "string", "format": "uuid"})]
 """The id in a path: what is none is found nowhere."""
 
 
-Some = Annotated[list[T], FailFast()]
-"""A list whose first wrong entry is named, and no other: a million of them would cost more than they are worth."""
+class _OneMistake(FailFast):
+    __hash__ = object.__hash__  # before Python 3.12 what a union is made of has to have one
+
+
+ONE_MISTAKE = _OneMistake()
+"""Of a list: its first wrong entry is named, and no other. A million of them would cost more than they are worth."""
 
 
 class Known(BaseModel):
@@ -73,6 +77,7 @@ def _instant(value: Any) -> datetime:
 _Text = Annotated[str, Field(examples=["Ann <ann@example.org>"], json_schema_extra={"format": "mailbox"})]
 Person = Annotated[AddressIn, BeforeValidator(_from_text, json_schema_input_type=_Text | AddressIn)]
 """An address with a name or without one, as an object or as text: `Ann <ann@example.org>`."""
+People = Annotated[list[Person], ONE_MISTAKE]
 Instant = Annotated[
     datetime,
     BeforeValidator(_instant, json_schema_input_type=Annotated[str, Field(json_schema_extra={"format": "date-time"})]),
@@ -106,7 +111,7 @@ class WordsIn(Known):
     """What a mail says, and how it is sent."""
 
     from_: Person | None = Field(None, alias="from", description="null: the site's own sender")
-    reply_to: Some[Person] = Field(default_factory=list)
+    reply_to: People = Field(default_factory=list)
     subject: str = Field("", json_schema_extra=SUBJECT, description="998 octets at most, as it is encoded")
     text: str = Field("", description="Left out, it is made from the HTML", json_schema_extra=WORDS)
     html: str = Field("", json_schema_extra=WORDS)
@@ -121,20 +126,20 @@ class WordsIn(Known):
         description="Of the client's own: none that is made from the mail, or that tells a provider what to do",
         json_schema_extra={"propertyNames": {"pattern": "^[A-Za-z0-9-]{1,64}$"}},
     )
-    attachments: Some[FileIn] = Field(default_factory=list)
+    attachments: Annotated[list[FileIn], ONE_MISTAKE] = Field(default_factory=list)
     priority: PriorityIn | None = Field(None, description="Smaller is sooner: urgent is 0, bulk 40; null: the stream's")
     send_at: Instant | None = Field(None, description="Not before")
     expires_at: Instant | None = Field(None, description="Not after")
     metadata: dict[str, Any] = Field(default_factory=dict, examples=[{"order": 4711}])
-    tags: Some[str] = Field(default_factory=list)
+    tags: Annotated[list[str], ONE_MISTAKE] = Field(default_factory=list)
 
 
 class MessageIn(WordsIn):
     """One mail, to several people together."""
 
-    to: Some[Person] = Field(default_factory=list, examples=[["Ann <ann@example.org>"]])
-    cc: Some[Person] = Field(default_factory=list)
-    bcc: Some[Person] = Field(default_factory=list)
+    to: People = Field(default_factory=list, examples=[["Ann <ann@example.org>"]])
+    cc: People = Field(default_factory=list)
+    bcc: People = Field(default_factory=list)
     stream: str = "transactional"
 
 
@@ -154,7 +159,7 @@ Recipient = Annotated[
 class JobIn(WordsIn):
     """One mail to each of many: to `recipients`, or to an audience that the site knows by name."""
 
-    recipients: Some[Recipient] | None = Field(None, examples=[["ann@example.org"]])
+    recipients: Annotated[list[Recipient], ONE_MISTAKE] = Field(default_factory=list, examples=[["ann@example.org"]])
     # A list of addresses would be no name: queue_job() takes either, and here each is counted otherwise.
     audience: str | None = Field(None, pattern=r"^[^@,;\s]+$", max_length=100)
     stream: str = "bulk"
