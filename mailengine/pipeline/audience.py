@@ -55,7 +55,11 @@ def audience(name: str, *, count: Callable[[], int] | None = None) -> Callable[[
 
     It is called when a job for it is expanded, and again should that be interrupted: the order must be stable, so
     order by a key that doesn't change. `count` tells quickly how many there are, for the admin's confirmation page.
+
+    Raises ValueError for a name that `queue_job()` would take for addresses.
     """
+    if not name or not is_name(name):
+        raise ValueError(f"{name!r} is no name of an audience. Use letters, digits, hyphens and the like.")
 
     def register(entries: Entries) -> Entries:
         _audiences[name] = Audience(name, entries, count)
@@ -70,6 +74,11 @@ def find_audience(name: str) -> Audience:
         return _audiences[name]
     except KeyError:
         raise UnknownAudience(name, known=_audiences) from None
+
+
+def is_name(text: str) -> bool:
+    """Whether a text is the name of an audience, rather than addresses."""
+    return "@" not in text and not any(character in ",;" or character.isspace() for character in text)
 
 
 def audience_names() -> list[str]:

@@ -30,7 +30,7 @@ from ..ids import uuid7s
 from ..models import Content, IdempotencyKey, JobRecipients, Message, MessageJob, Priority
 from ..models.bulk import another, insert, insert_all
 from ..models.waking import wake_workers
-from .audience import find_audience
+from .audience import find_audience, is_name
 from .checked import checked_json, checked_mapping, listed
 from .draft import Draft, Recipient, draft_of, recipients_of, rendered, store_drafts
 from .kicks import kick
@@ -450,7 +450,7 @@ def _recipients(recipients: str | Iterable[Any]) -> tuple[str, Iterator[list[Any
     if isinstance(recipients, Promise):
         recipients = str(recipients)
     if isinstance(recipients, str):
-        if "@" in recipients or any(character in ",;" or character.isspace() for character in recipients):
+        if not is_name(recipients):
             return "", ([line, _storable(item)] for line, item in split_addresses(recipients))
         return (find_audience(recipients).name, iter(())) if recipients else ("", iter(()))
     if isinstance(recipients, bytes | Mapping) or not isinstance(recipients, Iterable):

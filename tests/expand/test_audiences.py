@@ -177,3 +177,9 @@ def test_the_size_of_an_audience_is_known_without_loading_it(django_assert_num_q
     with django_assert_num_queries(2):
         assert find_audience("subscribers").size() == find_audience("queryset").size() == Size(1)
     assert find_audience("endless").size() == Size(10_000, at_least=True)
+
+
+@pytest.mark.parametrize("name", ["", "all readers", "a@example.org", "a,b", "a;b", "a\n"])
+def test_a_name_that_would_be_taken_for_addresses_is_none(name):
+    with pytest.raises(ValueError, match="is no name of an audience"):
+        mailengine.audience(name)
