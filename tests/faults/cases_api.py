@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import urllib.error
 import urllib.request
@@ -67,7 +66,7 @@ def serving(world: World, *, via: Proxy | None = None) -> Iterator[Site]:
         yield site
     finally:
         worker.may_fail = True
-        worker.signal(signal.SIGINT)
+        worker.terminate()
         worker.wait()
 
 
