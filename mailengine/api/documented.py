@@ -143,14 +143,14 @@ def _by_place(refusal: Refusal) -> Mapping[str, Any]:
 router = Router(tags=["as other programs know it"])
 FOR_EMAIL = BearerKey(shape=Shape(_in_their_shape), limit="email_bytes", too_large=400)
 FOR_MAIL = BearerKey(shape=Shape(_by_place), limit="body_bytes")
-QUEUEING = (400, 401, 403, 409, 411, 415, 422, 429, 503)
-FINDING = (400, 401, 403, 404, 503)
+QUEUEING_REFUSALS = (400, 401, 403, 409, 411, 415, 422, 429, 503)
+FINDING_REFUSALS = (400, 401, 403, 404, 503)
 
 
 @router.post(
     "/email/send",
     auth=FOR_EMAIL,
-    response={200: SendOut, **dict.fromkeys(QUEUEING, ErrorsOut)},
+    response={200: SendOut, **dict.fromkeys(QUEUEING_REFUSALS, ErrorsOut)},
     operation_id="sendEmail",
     summary="Queue a mail to one person",
 )
@@ -165,7 +165,7 @@ def send(request: HttpRequest, payload: SendIn) -> Any:
 @router.get(
     "/email/status/{message_id}",
     auth=FOR_EMAIL,
-    response={200: StatusOut, **dict.fromkeys(FINDING, ErrorsOut)},
+    response={200: StatusOut, **dict.fromkeys(FINDING_REFUSALS, ErrorsOut)},
     operation_id="getEmailStatus",
     summary="Look a mail up",
 )
@@ -189,7 +189,7 @@ def status(request: HttpRequest, message_id: Id) -> dict[str, Any]:
 @router.post(
     "/mail",
     auth=FOR_MAIL,
-    response={200: MailOut, **dict.fromkeys((*QUEUEING, 413), RefusedOut)},
+    response={200: MailOut, **dict.fromkeys((*QUEUEING_REFUSALS, 413), RefusedOut)},
     operation_id="sendMail",
     by_alias=True,
     summary="Queue some mails, all or none",
